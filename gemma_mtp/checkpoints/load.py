@@ -1,0 +1,80 @@
+"""Opens a checkpoint of any supported format: its configuration, and its weights by canonical name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_mtp.checkpoints.gguf import GGUF, part_names
+from gemma_mtp.checkpoints.gguf_config import config_from_gguf
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.checkpoints.keys import read_json
+from gemma_mtp.checkpoints.names import name_weights
+from gemma_mtp.checkpoints.safetensors import open_folder
+from gemma_mtp.checkpoints.tensors import TensorInfo
+from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.errors import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An open checkpoint.
+
+    `weights` holds exactly those that `names.weight_shapes(config)` lists, norms with the factor they multiply by.
+    `ignored` names tensors that text does not need. `metadata` is that of a GGUF file, None for a folder.
+    """
+
+    path: Path
+    config: ModelConfig | DrafterConfig
+    weights: dict[str, TensorInfo]
+    ignored: list[str]
+    metadata: Mapping[str, Any] | None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a GGUF file (or the only one of a folder), or a folder as Hugging Face has it. Raises CheckpointError."""
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _only_gguf(path)
+    if path.is_dir():
+        generation = path / "generation_config.json"
+        config = config_from_hf(
+            read_json(path / "config.json"),
+            path / "config.json",
+            read_json(generation) if generation.is_file() else None,
+        )
+        named = name_weights(config, open_folder(path), "hf", path)
+        weights = named.weights
+        if isinstance(config, ModelConfig) and config.family == "gemma3":
+            weights = {name: _plus_one(info) if name.endswith("norm") else info for name, info in weights.items()}
+        return Checkpoint(path, config, weights, named.ignored, None)
+    file = GGUF.open(path)
+    config = config_from_gguf(file.metadata, file.tensors, file.path)
+    named = name_weights(config, file.tensors, "gguf", file.path)
+    return Checkpoint(file.path, config, named.weights, named.ignored, file.metadata)
+
+
+def _only_gguf(folder: Path) -> Path:
+    models = [path for path in sorted(folder.glob("*.gguf")) if path.name == part_names(path.name)[0]]
+    if not models:
+        raise CheckpointError(f"{folder} holds no model: neither a config.json nor a GGUF file.")
+    if len(models) > 1:
+        raise CheckpointError(f"{folder} holds several models: name one of {', '.join(path.name for path in models)}.")
+    return models[0]
+
+
+def _plus_one(norm: TensorInfo) -> TensorInfo:
+    """A Gemma 3 norm, which Hugging Face stores as w and applies as 1 + w, as float32."""
+    if norm.type == "BF16":
+        values = (norm.data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    elif norm.type in ("F16", "F32"):
+        values = norm.data.view("<f2" if norm.type == "F16" else "<f4").astype(np.float32)
+    else:
+        raise CheckpointError(
+            f"{norm.file.path} has the norm '{norm.name}' as {norm.type} instead of BF16, F16 or F32."
+        )
+    data = (values + np.float32(1)).view(np.uint8)
+    return TensorInfo(norm.name, norm.shape, "F32", data, norm.offset, norm.file)

@@ -1,0 +1,84 @@
+"""Hugging Face folders: tensors of one safetensors file, or of the shards that an index lists, as views of the files.
+
+The format (https://github.com/huggingface/safetensors#format) is read here, not through its library, because that
+copies bfloat16 or needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from gemma_mtp.checkpoints.keys import parse_json, read_json, shown
+from gemma_mtp.checkpoints.tensors import MappedFile, TensorInfo
+from gemma_mtp.errors import CheckpointError
+
+_MAX_HEADER = 100_000_000  # bytes: the format's own limit
+_TYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+def open_folder(folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of a folder by name. Raises CheckpointError."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return open_safetensors(folder / "model.safetensors")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, Mapping) or not all(
+        isinstance(name, str) and _is_plain(name) for name in places.values()
+    ):
+        raise CheckpointError(f"{index} has no usable 'weight_map' of tensors to files beside it.")
+    shards = {name: open_safetensors(folder / name) for name in sorted(set(places.values()))}
+    for tensor, name in places.items():
+        if tensor not in shards[name]:
+            raise CheckpointError(f"{folder / name} lacks the tensor {shown(tensor)} that {index.name} says it has.")
+    return {tensor: shards[name][tensor] for tensor, name in places.items()}
+
+
+def open_safetensors(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one file by name. Raises CheckpointError."""
+    file = MappedFile(path)
+    if len(file.bytes) < 8:
+        raise CheckpointError(f"{path} ends in the middle of its header.")
+    length = int(file.bytes[:8].view("<u8")[0])
+    start = 8 + length
+    if length > _MAX_HEADER or start > len(file.bytes):
+        raise CheckpointError(f"{path} claims a header of {length} bytes, which it does not have.")
+    header = parse_json(file.bytes[8:start].tobytes(), path)
+    header.pop("__metadata__", None)
+    return {name: _tensor(file, start, name, entry) for name, entry in header.items()}
+
+
+def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> TensorInfo:
+    fault = CheckpointError(f"{file.path} describes its tensor {shown(name)} in a way that makes no sense.")
+    if not isinstance(entry, Mapping):
+        raise fault
+    kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(kind, str) or kind not in _TYPE_BYTES:
+        raise fault
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise fault
+    begin, end = offsets
+    if begin > end or end - begin != math.prod(shape) * _TYPE_BYTES[kind]:
+        raise fault
+    if end > len(file.bytes) - start:
+        raise CheckpointError(f"{file.path} ends before its tensor {shown(name)}, as a partial download would.")
+    return TensorInfo(name, tuple(shape), kind, file.bytes[start + begin : start + end], start + begin, file)
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    """Whether a list of JSON is one of a few lengths or offsets."""
+    return (
+        isinstance(values, list)
+        and len(values) <= 8
+        and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a shard's name stays in its folder."""
+    return name.endswith(".safetensors") and Path(name).name == name and "\0" not in name

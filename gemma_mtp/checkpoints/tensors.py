@@ -1,0 +1,66 @@
+"""What every checkpoint format gives: a file mapped into memory, and tensors that are views of it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_mtp.errors import CheckpointError
+
+
+class MappedFile:
+    """A file as read-only memory: `bytes` is uint8 [size], read from disk page by page as it is touched.
+
+    The mapping lives as long as a view of it. A file that another program cuts short meanwhile ends this process with a
+    bus error when a lost page is read: replace checkpoints by renaming, as `pull` and `convert` do, never in place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise CheckpointError(f"{path} is empty.")
+                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} does not exist.") from None
+        except IsADirectoryError:
+            raise CheckpointError(f"{path} is a folder where a file is expected.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+        self.path = path
+        self.bytes: NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8)
+
+    def release(self, start: int, length: int) -> None:
+        """Lets the system drop the pages of [start, start + length) from memory; they are read again when touched."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_DONTNEED, first, start + length - first)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorInfo:
+    """A tensor of a checkpoint, still in its file.
+
+    `shape` has the outputs first, as numpy and PyTorch have it: [rows, columns] of a weight matrix, a row being stored
+    whole. `type` is the name GGUF gives the element type ("F32", "BF16", "Q4_K"). `data` is uint8 [nbytes], read-only.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    data: NDArray[np.uint8] = field(repr=False)
+    offset: int
+    file: MappedFile = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def release(self) -> None:
+        """Lets the system drop this tensor's pages from memory, so that loading does not keep file and copy at once."""
+        self.file.release(self.offset, self.nbytes)

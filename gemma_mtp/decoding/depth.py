@@ -1,0 +1,230 @@
+"""Draft-length control: how many tokens a round should draft.
+
+Timing steers depth and nothing else: which tokens come out does not depend on it.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from gemma_mtp.errors import SettingsError
+
+
+class DepthControl(Protocol):
+    """Chooses the depth of each round and learns from what became of it."""
+
+    def choose(self, confidence: int, limit: int) -> int:
+        """The depth of the coming round, 0..limit, for a proposal of this confidence (see DraftSource)."""
+
+    def update(
+        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+    ) -> None:
+        """Tells a round: tokens drafted and accepted, seconds of drafting and of the pass over 1 + drafted rows.
+
+        confidence is None when the source had nothing to propose, or was not asked.
+        """
+
+
+class FixedDepth:
+    """Always the same depth."""
+
+    def __init__(self, depth: int):
+        if depth < 0:
+            raise SettingsError(f"The draft depth is {depth}: it must be 0 or more.")
+        self._depth = depth
+
+    def choose(self, confidence: int, limit: int) -> int:
+        return min(self._depth, limit)
+
+    def update(
+        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+    ) -> None:
+        pass
+
+
+class Acceptance:
+    """Running acceptance at each depth: exponential averages that start from a prior.
+
+    The prior of depth 1 is the estimate over all proposals (`parent`), that of depth i the estimate of depth i - 1, so
+    one observation says something about every depth. What was seen of a depth fades while it is not tried, so that a
+    bad start there is not held against it for good.
+    """
+
+    FIRST_PRIOR = 0.4
+    PRIOR_WEIGHT = 2.0  # observations that the prior counts for
+    DECAY = 0.98  # of past observations with each new one: a memory of about 50
+
+    def __init__(self, depths: int, parent: "Acceptance | None" = None):
+        self._parent = parent
+        self._hits = [0.0] * depths
+        self._trials = [0.0] * depths
+
+    def estimate(self, index: int, prior: float | None = None) -> float:
+        """Acceptance at depth index + 1, given that of the depth before (the prior of depth 1 is known here)."""
+        if prior is None:
+            prior = self._parent.estimate(0) if self._parent is not None else self.FIRST_PRIOR
+        return (self._hits[index] + self.PRIOR_WEIGHT * prior) / (self._trials[index] + self.PRIOR_WEIGHT)
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        tried = min(accepted + 1, drafted)
+        for i in range(len(self._trials)):
+            self._hits[i] = self.DECAY * self._hits[i] + (i < accepted)
+            self._trials[i] = self.DECAY * self._trials[i] + (i < tried)
+        if self._parent is not None:
+            self._parent.observe(drafted, accepted)
+
+
+class CostCurve:
+    """Running estimate of C(T), from a measured start.
+
+    Each measurement is first the median of the last three of its T, which drops a lone disturbance, then goes into an
+    average over about the last MEMORY; an average that is not renewed counts for less and less. An estimate that has
+    become high for its place on the start curve comes down while it is not measured: what looks too dear is never
+    tried, so nothing else would tell that it has become cheaper (what looks too cheap is tried, and corrected).
+    """
+
+    MEMORY = 40.0
+    OLD = 16  # rounds after which earlier measurements say nothing about the next, which then counts alone
+    STEP = 1.25  # the most that a measurement alone may differ by
+    START_WEIGHT = 4.0  # measurements that the start curve counts for
+    FORGET = 0.97  # a round without a measurement
+    RELAX = 0.005  # a round
+
+    def __init__(self, seconds: Sequence[float]):
+        if not seconds or min(seconds) <= 0:
+            raise SettingsError("The cost curve must hold positive seconds for passes of 1, 2, ... rows.")
+        self._start = list(seconds)
+        self._average = list(seconds)
+        self._weight = [self.START_WEIGHT] * len(seconds)
+        self._last: list[list[float]] = [[s] * 3 for s in seconds]
+        self.age = [0] * len(seconds)
+        """Rounds since a pass of index + 1 rows was measured."""
+        self.seconds = list(accumulate(seconds, max))
+        """C(index + 1), made never to fall: a wider pass is not cheaper, whatever the noise says."""
+
+    def measure(self, index: int, seconds: float) -> None:
+        """Takes in the seconds of a pass of index + 1 rows."""
+        if self.age[index] < self.OLD:
+            self._last[index] = [*self._last[index][1:], seconds]
+        else:
+            old = self._average[index]
+            self._last[index] = [min(max(seconds, old / self.STEP), old * self.STEP)] * 3
+        median = sorted(self._last[index])[1]
+        self._average[index] += (median - self._average[index]) / (1 + self._weight[index])
+        scale = self._average[index] / self._start[index]
+        for i, start in enumerate(self._start):
+            if i == index:
+                self._weight[i] = min(self._weight[i] + 1, self.MEMORY)
+                self.age[i] = 0
+            else:
+                self._weight[i] *= self.FORGET
+                self.age[i] += 1
+                self._average[i] -= self.RELAX * max(0.0, self._average[i] - scale * start)
+        self.seconds = list(accumulate(self._average, max))
+
+
+class AutoDepth:
+    """Chooses the depth that is expected to finish the text soonest; depth 0 is a legal answer.
+
+    With running acceptance a_1, a_2, ... a round of depth d yields E(d) = 1 + a_1 + a_1 a_2 + ... tokens for the
+    seconds S(d) = C(1 + d) + drafting. At the long-run rate r (tokens a second, at least that of plain decoding) those
+    seconds are worth r S(d) tokens, and the best depth has the largest E(d) - r S(d): for a single kind of proposal
+    that is the largest E/S, and E/S below that of plain decoding means no draft (the "utility" of Cascade, Saxena et
+    al. 2025, arXiv 2506.20675). Proposals of different confidence share the rate and have acceptances of their own.
+
+    What is not chosen is not observed, so now and then a round does something else: drafts one token while drafting
+    does not pay, or decodes plainly while it does. What that may lose is kept under PROBE_SHARE of all time plus a
+    fixed allowance of half a plain pass.
+
+    costs: seconds of a pass of T = 1, 2, ... rows; drafts are at most len(costs) - 1 tokens long.
+    draft_seconds: of one drafted token, to start with.
+    """
+
+    MARGIN = 0.04  # tokens a round: less is not worth a change of depth
+    PROBE_SHARE = 0.01
+    PROBE_CHARGE = 0.1  # plain passes that a probe in vain counts for at least: the cost curve is only an estimate
+    PLAIN_AGE = 64  # rounds after which C(1) is measured again
+    RATE_DECAY = 0.98
+
+    def __init__(self, costs: Sequence[float], draft_seconds: float = 0.0):
+        self._curve = CostCurve(costs)
+        self._draft_seconds = draft_seconds
+        self._depths = len(costs) - 1
+        self._overall = Acceptance(self._depths)
+        self._acceptance: dict[int, Acceptance] = {}
+        self._chosen: dict[int, int] = {}
+        self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the running rate
+        self._total_seconds = 0.0
+        self._lost_seconds = 0.0  # by probes
+        self._probe_value: float | None = None  # tokens the coming round's best depth was expected to be worth
+
+    def choose(self, confidence: int, limit: int) -> int:
+        limit = min(limit, self._depths)
+        values = self._values(self._of(confidence), limit)
+        best = max(range(limit + 1), key=values.__getitem__)
+        if values[best] < values[0] + self.MARGIN:
+            best = 0
+        held = min(self._chosen.get(confidence, 0), limit)
+        if held and best and values[best] < values[held] + self.MARGIN:
+            best = held
+        self._chosen[confidence] = best
+        probe = self._probe(values, best)
+        self._probe_value = values[best] if probe != best else None
+        return probe
+
+    def update(
+        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+    ) -> None:
+        if drafted <= self._depths:
+            self._curve.measure(drafted, seconds_pass)
+        if confidence is not None and drafted:
+            per_token = min(seconds_draft / drafted, self._curve.seconds[0])
+            self._draft_seconds += 0.1 * (per_token - self._draft_seconds)
+            self._of(confidence).observe(min(drafted, self._depths), min(accepted, self._depths))
+        seconds = self._cost(min(drafted, self._depths))
+        if self._probe_value is not None:
+            value = 1 + accepted - self._rate() * seconds
+            loss = (self._probe_value - value) / self._rate()  # negative for a probe that paid: it buys the next
+            if not accepted:
+                loss = max(loss, self.PROBE_CHARGE * self._cost(0))
+            self._lost_seconds = max(0.0, self._lost_seconds + loss)
+            self._probe_value = None
+        self._tokens = self.RATE_DECAY * self._tokens + 1 + accepted
+        self._seconds = self.RATE_DECAY * self._seconds + seconds
+        self._total_seconds += seconds
+
+    def _of(self, confidence: int) -> Acceptance:
+        if confidence not in self._acceptance:
+            self._acceptance[confidence] = Acceptance(self._depths, self._overall)
+        return self._acceptance[confidence]
+
+    def _cost(self, depth: int) -> float:
+        return self._curve.seconds[depth] + depth * self._draft_seconds
+
+    def _rate(self) -> float:
+        plain = 1 / self._curve.seconds[0]
+        return max(plain, self._tokens / self._seconds) if self._seconds > 0 else plain
+
+    def _values(self, acceptance: Acceptance, limit: int) -> list[float]:
+        """E(d) - r S(d) for d = 0..limit."""
+        rate = self._rate()
+        tokens, run, each = 1.0, 1.0, None
+        values = [tokens - rate * self._cost(0)]
+        for depth in range(1, limit + 1):
+            each = acceptance.estimate(depth - 1, each)
+            run *= each
+            tokens += run
+            values.append(tokens - rate * self._cost(depth))
+        return values
+
+    def _probe(self, values: list[float], best: int) -> int:
+        """The depth to try instead of the best one, or the best where nothing is to be learnt or paid for."""
+        if len(values) == 1 or (best and self._curve.age[0] < self.PLAIN_AGE):
+            return best
+        other = 0 if best else 1
+        # Drafting one token in vain loses the whole difference in time; a plain round loses the expected gain.
+        rate = self._rate()
+        loss = self._cost(1) - self._cost(0) if other else (values[best] - values[0]) / rate
+        loss = max(loss, self.PROBE_CHARGE * self._cost(0))
+        budget = self.PROBE_SHARE * self._total_seconds + 0.5 * self._cost(0)
+        return other if self._lost_seconds + loss <= budget else best

@@ -1,0 +1,162 @@
+// Recording plans and running them: what ops/native.py and engine/ call.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <tuple>
+
+#include "bindings.h"
+#include "gmtp/error.h"
+#include "gmtp/runner.h"
+
+namespace gmtp {
+namespace {
+
+using namespace nb::literals;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using WeightPtr = std::shared_ptr<const Weight>;
+
+std::span<const int32_t> view(const Tokens& t) { return {t.data(), t.size()}; }
+
+Floats copy_rows(int count, int64_t width, auto&& row_of) {
+    auto* data = new float[static_cast<size_t>(count) * width];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    for (int i = 0; i < count; i++) std::copy_n(row_of(i), width, data + i * width);
+    return Floats(data, {static_cast<size_t>(count), static_cast<size_t>(width)}, owner);
+}
+
+using TopLogprobs = std::vector<std::pair<int32_t, float>>;
+using Choice = std::tuple<int32_t, float, TopLogprobs>;
+
+std::vector<int32_t> tokens_of(const std::vector<Sampled>& sampled) {
+    std::vector<int32_t> tokens;
+    for (const Sampled& s : sampled) tokens.push_back(s.token);
+    return tokens;
+}
+
+}  // namespace
+
+void bind_plan(nb::module_& m) {
+    nb::class_<ThreadPool>(m, "ThreadPool", "Threads that run passes; share one between a model's plans.")
+        .def(nb::init<int>(), "threads"_a)
+        .def_prop_ro("size", &ThreadPool::size);
+
+    nb::class_<Weight>(m, "Weight", "A matrix packed for the kernels.")
+        .def_static("pack", [](const std::string& type, Bytes source, int64_t rows, int64_t cols, ThreadPool& pool,
+                               const std::function<void(size_t, size_t)>& done) {
+                return Weight::pack(weight_type(type), source.data(), source.size(), rows, cols, pool, done);
+            }, "type"_a, "source"_a, "rows"_a, "cols"_a, "pool"_a, "done"_a,
+            "From the bytes of a checkpoint's tensor [rows, cols] of a GGUF type. done(begin, end) is told which of those "
+            "bytes are not needed any more, as packing goes on.")
+        .def_prop_ro("rows", [](const Weight& w) { return w.matrix.rows; })
+        .def_prop_ro("cols", [](const Weight& w) { return w.matrix.cols; })
+        .def_prop_ro("type", [](const Weight& w) { return weight_type_name(w.matrix.type); })
+        .def_prop_ro("nbytes", [](const Weight& w) { return w.bytes; });
+
+    nb::class_<Table>(m, "Table", "Rows looked up one at a time.")
+        .def_static("packed", [](WeightPtr w) {
+            return std::make_shared<Table>(Table{w->matrix.type, w->matrix.rows, w->matrix.cols, nullptr, w});
+        }, "weight"_a)
+        .def_static("mapped", [](const std::string& type, Bytes source, int64_t rows, int64_t cols) {
+            const WeightType t = weight_type(type);
+            if (rows < 1 || cols < 1 || cols % type_block(t) || file_row_bytes(t, cols) * rows != source.size())
+                throw InputError("a tensor's bytes do not match its shape");
+            return std::make_shared<Table>(Table{t, rows, cols, source.data(), nullptr});
+        }, "type"_a, "source"_a, "rows"_a, "cols"_a, nb::keep_alive<0, 2>(), "A tensor left in its mapped file.");
+
+    nb::class_<KvCache>(m, "KvCache", "Keys and values of many sequences, in pages.")
+        .def("__init__", [](KvCache* self, const std::string& type, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& layers,
+                            int64_t context, int64_t rollback, int64_t memory_limit) {
+                if (type != "f16" && type != "f32") throw InputError("a KV cache is of type f16 or f32");
+                std::vector<KvLayer> shapes;
+                for (auto [kv_heads, head_dim, window] : layers) shapes.push_back({kv_heads, head_dim, window});
+                new (self) KvCache(type == "f16" ? KvType::F16 : KvType::F32, std::move(shapes), context, rollback, memory_limit);
+            }, "type"_a, "layers"_a, "context"_a, "rollback"_a = 64, "memory_limit"_a = 0,
+            "layers: (kv_heads, head_dim, window or 0) of each layer that keeps a cache.")
+        .def("create", &KvCache::create).def("release", &KvCache::release, "sequence"_a)
+        .def("length", &KvCache::length, "sequence"_a).def("floor", &KvCache::floor, "sequence"_a)
+        .def("truncate", &KvCache::truncate, "sequence"_a, "length"_a)
+        .def_prop_ro("context", &KvCache::context)
+        .def_prop_ro("bytes_in_use", &KvCache::bytes_in_use).def_prop_ro("bytes_allocated", &KvCache::bytes_allocated);
+
+    nb::class_<Plan>(m, "Plan", "A model recorded as a list of native ops.")
+        .def("__init__", [](Plan* self, std::shared_ptr<ThreadPool> pool, const std::string& isa, int max_rows, int max_outputs) {
+                new (self) Plan(std::move(pool), kernels_for(isa), max_rows, max_outputs);
+            }, "pool"_a, "isa"_a, "max_rows"_a, "max_outputs"_a)
+        .def("input", &Plan::input, "width"_a)
+        .def("embed", [](Plan& p, std::shared_ptr<Table> t, float scale) { return p.embed(std::move(t), scale); },
+             "table"_a, "scale"_a, nb::keep_alive<1, 2>())
+        .def("rope", [](Plan& p, std::vector<float> frequencies) {
+                const auto pairs = static_cast<int64_t>(frequencies.size());
+                return p.rope(pairs, std::move(frequencies));
+            }, "frequencies"_a)
+        .def("norm", &Plan::norm, "x"_a, "weight"_a, "eps"_a)
+        .def("heads", &Plan::heads, "x"_a, "dim"_a, "weight"_a, "eps"_a, "rope"_a)
+        .def("project", [](Plan& p, BufferId x, const std::vector<std::shared_ptr<Weight>>& w) {
+                return p.project(x, {w.begin(), w.end()});
+            }, "x"_a, "weights"_a)
+        .def("gated", [](Plan& p, BufferId x, std::shared_ptr<Weight> gate, std::shared_ptr<Weight> up) {
+                return p.gated(x, std::move(gate), std::move(up));
+            }, "x"_a, "gate"_a, "up"_a)
+        .def("gelu_times", &Plan::gelu_times, "gate"_a, "x"_a, "column"_a)
+        .def("add", &Plan::add, "x"_a, "y"_a, "scale"_a)
+        .def("scale", &Plan::scale, "x"_a, "factor"_a)
+        .def("add_norm", &Plan::add_norm, "x"_a, "y"_a, "weight"_a, "eps"_a, "scale"_a)
+        .def("remember", &Plan::remember, "layer"_a, "k"_a, "v"_a)
+        .def("attend", [](Plan& p, BufferId q, int layer, int64_t kv_heads, int64_t head_dim, int64_t window, float scale, int64_t behind) {
+                return p.attend(q, layer, {kv_heads, head_dim, window}, scale, behind);
+            }, "q"_a, "layer"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "scale"_a, "behind"_a = 0)
+        .def("concat", &Plan::concat, "a"_a, "b"_a)
+        .def("outputs", &Plan::outputs, "x"_a)
+        .def("softcap", &Plan::softcap, "x"_a, "cap"_a)
+        .def("profile", &Plan::profile, "Seconds of thread 0 by kind of op since the last call.")
+        .def("set_profiling", &Plan::set_profiling, "on"_a)
+        .def_prop_ro("barriers", &Plan::barriers)
+        .def_prop_ro("arena_bytes", &Plan::arena_bytes)
+        .def_prop_ro("max_rows", &Plan::max_rows).def_prop_ro("max_outputs", &Plan::max_outputs);
+
+    nb::class_<Runner>(m, "Runner", "Runs a plan over sequences of a cache, and samples.")
+        .def(nb::init<std::shared_ptr<Plan>, std::shared_ptr<KvCache>, BufferId, BufferId, int64_t>(), "plan"_a, "cache"_a,
+             "logits"_a, "hidden"_a, "vocab"_a)
+        .def("forward", [](Runner& r, const std::vector<std::tuple<int, Tokens, int>>& feeds) {
+                std::vector<Feed> native;
+                for (const auto& [sequence, tokens, outputs] : feeds) native.push_back({sequence, view(tokens), outputs});
+                nb::gil_scoped_release release;
+                r.forward(native);
+            }, "feeds"_a, "One pass over (sequence, tokens int32, number of last tokens whose output is wanted).")
+        .def("step", [](Runner& r, int sequence, Tokens tokens, const SampleParams& params, Tokens seen) {
+                const Feed feed{sequence, view(tokens), static_cast<int>(tokens.size())};
+                nb::gil_scoped_release release;
+                r.forward({&feed, 1});
+                return tokens_of(r.sample(params, view(seen)));
+            }, "sequence"_a, "tokens"_a, "params"_a, "seen"_a,
+            "A pass over the tokens, then the token sampled after each. `seen` ends with the first of the tokens.")
+        .def("choose", [](Runner& r, const SampleParams& params, Tokens seen) {
+                std::vector<Choice> choices;
+                for (const Sampled& s : r.sample(params, view(seen))) {
+                    TopLogprobs top;
+                    for (const auto& t : s.top) top.emplace_back(t.token, t.logprob);
+                    choices.emplace_back(s.token, s.logprob, std::move(top));
+                }
+                return choices;
+            }, "params"_a, "seen"_a, "Samples the last pass's outputs: (token, its log probability, the likeliest tokens').")
+        .def("logits", [](Runner& r) { return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); }); },
+             "Of the last pass: float32 [outputs, vocab].")
+        .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
+             "Of the last pass, after the final norm: float32 [outputs, hidden].");
+
+    nb::class_<SampleParams>(m, "SampleParams")
+        .def("__init__", [](SampleParams* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                            uint64_t seed, int32_t logprobs) {
+                new (self) SampleParams{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs};
+            }, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0);
+}
+
+}  // namespace gmtp

@@ -1,0 +1,55 @@
+// Float kernels between the matrix products. All work on one row (or one head) at a time, in a fixed order.
+#pragma once
+#include <cstdint>
+
+namespace gmtp {
+
+// Storage type of cached keys and values.
+enum class KvType : uint8_t { F16, F32 };
+
+constexpr int kPagePositions = 64;    // positions in a page of the cache
+constexpr int kChunkPositions = 256;  // attention is computed in chunks of this many positions, from position 0 on
+constexpr int kMaxQueries = 8;        // queries (rows x heads of one group) that share a read of the keys
+
+// Part of an attention result: exp(score - peak) summed, and the values weighted by it.
+struct Partial {
+    float peak;   // largest score; -inf if nothing was visible
+    float total;
+};
+
+struct LayerKernels {
+    // out = x / sqrt(mean(x^2) + eps) * weight; weight may be null (all ones). n is a multiple of 16; out may be x.
+    void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
+    // out = (out + y) * scale
+    void (*add_scaled)(const float* y, float scale, int64_t n, float* out);
+    // out = gelu_tanh(gate) * up
+    void (*gated_gelu)(const float* gate, const float* up, int64_t n, float* out);
+    // x = cap * tanh(x / cap)
+    void (*softcap)(float* x, int64_t n, float cap);
+    // x *= scale
+    void (*scale)(float* x, int64_t n, float scale);
+    // out += x * scale
+    void (*add_product)(const float* x, float scale, int64_t n, float* out);
+    // Turns pairs (i, i + dim/2), i < pairs, of one head by angles given as cosines and sines. pairs is a multiple of 16.
+    void (*rotate)(float* head, int64_t dim, int64_t pairs, const float* cos, const float* sin);
+    // Softmax over n values (any n) in place, in float32.
+    void (*softmax)(float* x, int64_t n);
+
+    // Writes one position's key into its place in a page, keys being stored in blocks of 16 positions, transposed:
+    // element (position, d) at ((position / 16) * dim + d) * 16 + position % 16. dim is a multiple of 16.
+    void (*store_key)(KvType type, const float* key, int64_t dim, int position, void* page);
+    // Writes one position's value: element (position, d) at position * dim + d.
+    void (*store_value)(KvType type, const float* value, int64_t dim, int position, void* page);
+
+    // Attention of `queries` queries over one chunk of a sequence's keys and values.
+    // q: [dim][queries] (already scaled); pages: the chunk's key and value pages (kChunkPositions / kPagePositions of
+    // each; those wholly outside [begin, end) are not read); begin, end: positions within the chunk that some query
+    // sees; query i sees [first[i], last[i]) of them. out: [queries][dim]; scratch: queries * kChunkPositions floats.
+    void (*attend_chunk)(KvType type, const float* q, int queries, int64_t dim, const void* const* key_pages,
+                         const void* const* value_pages, int begin, int end, const int* first, const int* last,
+                         float* scratch, Partial* partial, float* out);
+    // Folds a chunk's result (next, x) into the running one (total, out): the same steps whichever thread made them.
+    void (*merge)(Partial* running, float* out, const Partial* next, const float* x, int64_t dim);
+};
+
+}  // namespace gmtp

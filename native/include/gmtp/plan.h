@@ -1,0 +1,109 @@
+// A model recorded once as a flat list of ops, run over any number of rows.
+//
+// A row is one (sequence, position). Buffers hold one vector a row; ops read and write whole buffers. A buffer knows in
+// which forms its readers want it, so whoever writes a row also quantises it. Threads run the list side by side and meet
+// at a barrier only where an op touches what another thread may have written or still reads.
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gmtp/kernels.h"
+#include "gmtp/kvcache.h"
+#include "gmtp/layers.h"
+#include "gmtp/threads.h"
+#include "gmtp/weight.h"
+
+namespace gmtp {
+
+// A run of rows of a pass: consecutive positions of one sequence.
+struct Segment {
+    int sequence;
+    int64_t start;  // position of its first row
+    int row;        // its first row in the pass
+    int count;
+};
+
+// What one run of a plan works on.
+struct Pass {
+    KvCache* cache = nullptr;
+    int rows = 0;
+    const int32_t* tokens = nullptr;     // [rows]
+    std::vector<Segment> segments;
+    std::vector<int64_t> positions;      // [rows]
+    std::vector<int> outputs;            // rows whose result is wanted
+};
+
+enum class Rows : uint8_t { Pass, Outputs };  // a buffer has one vector for every row, or for every wanted row
+
+struct Buffer {
+    int64_t width;
+    Rows rows;
+    Activations data;
+    bool quantised = false;  // some reader wants the int8 form
+    std::shared_ptr<uint8_t[]> memory, quantised_memory;
+};
+
+using BufferId = int;
+
+class Op;
+
+class Plan {
+public:
+    Plan(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, int max_rows, int max_outputs);
+    ~Plan();
+
+    // Recording. Each returns the buffer it writes; widths must fit or InputError is thrown.
+    BufferId input(int64_t width);                                            // filled by the caller before a run
+    BufferId embed(std::shared_ptr<const Table> table, float scale);          // the rows' tokens
+    BufferId rope(int64_t pairs, std::vector<float> frequencies);             // cosines, then sines, of each row's position
+    BufferId norm(BufferId x, std::vector<float> weight, float eps);
+    // RMS norm of each head of x (weight may be empty: ones; eps < 0: no norm), then rotation by `rope` (or -1), in place.
+    void heads(BufferId x, int64_t dim, std::vector<float> weight, float eps, BufferId rope);
+    std::vector<BufferId> project(BufferId x, std::vector<std::shared_ptr<const Weight>> weights);
+    BufferId gated(BufferId x, std::shared_ptr<const Weight> gate, std::shared_ptr<const Weight> up);  // gelu(gate x) * up x
+    BufferId gelu_times(BufferId gate, BufferId x, int64_t column);           // gelu(gate) * x[column : column + width]
+    void add(BufferId x, BufferId y, float scale);                            // x = (x + y) * scale
+    void scale(BufferId x, float factor);
+    void add_norm(BufferId x, BufferId y, std::vector<float> weight, float eps, float scale);  // x = (x + norm(y)) * scale
+    void remember(int layer, BufferId k, BufferId v);                         // into the cache, at the rows' positions
+    // Attention of q's heads over a cache layer. `behind`: positions nearer than this are not seen (0: a row sees itself).
+    BufferId attend(BufferId q, int layer, const KvLayer& shape, float scale, int64_t behind);
+    BufferId concat(BufferId a, BufferId b);
+    BufferId outputs(BufferId x);                                             // the wanted rows of x
+    void softcap(BufferId x, float cap);
+
+    // Runs all ops. The caller has reserved the rows' positions in the cache.
+    void run(Pass& pass);
+
+    const Buffer& buffer(BufferId id) const { return *buffers_.at(id); }
+    int max_rows() const { return max_rows_; }
+    int max_outputs() const { return max_outputs_; }
+    ThreadPool& pool() { return *pool_; }
+    const Kernels& kernels() const { return kernels_; }
+    int barriers() const;
+    size_t arena_bytes() const;
+    // Seconds spent by thread 0 in each kind of op since the last call, when profiling is on.
+    std::vector<std::pair<std::string, double>> profile();
+    void set_profiling(bool on) { profiling_ = on; }
+
+private:
+    friend class Op;
+    BufferId make(int64_t width, Rows rows);
+    Buffer& get(BufferId id);
+    BufferId as_read(BufferId id, const Matrix& reader);
+    void append(std::unique_ptr<Op> op);
+
+    std::shared_ptr<ThreadPool> pool_;
+    const Kernels& kernels_;
+    int max_rows_, max_outputs_;
+    std::vector<std::unique_ptr<Buffer>> buffers_;
+    std::vector<std::unique_ptr<Op>> ops_;
+    std::unique_ptr<std::atomic<int64_t>[]> next_;  // [op]: the next piece to hand out
+    std::vector<uint8_t> touched_;  // per buffer and cache layer: accesses since the last barrier
+    std::vector<double> seconds_;
+    bool profiling_ = false;
+};
+
+}  // namespace gmtp

@@ -1,0 +1,45 @@
+// Runs a plan over sequences of a cache and samples from its logits: one call a round.
+#pragma once
+#include "gmtp/plan.h"
+#include "gmtp/sampler.h"
+
+namespace gmtp {
+
+// The newest tokens of a sequence, to be put into the cache.
+struct Feed {
+    int sequence;
+    std::span<const int32_t> tokens;
+    int outputs;  // how many of the last of them want a result
+};
+
+class Runner {
+public:
+    Runner(std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, BufferId logits, BufferId hidden, int64_t vocab);
+
+    // One pass: the feeds' tokens enter the cache, and rows 0.. of logits() and hidden() are the wanted outputs in order.
+    // Throws InputError (too many rows, a token outside the vocabulary, a full context) before anything has changed.
+    void forward(std::span<const Feed> feeds);
+    int outputs() const { return static_cast<int>(pass_.outputs.size()); }
+    const float* logits(int output) const;   // [vocab]
+    const float* hidden(int output) const;   // [hidden size]
+    int64_t hidden_size() const { return plan_->buffer(hidden_).width; }
+    int64_t vocab() const { return vocab_; }
+
+    // Samples every output of the last pass, which must have come from one feed: output i decides the token after it.
+    // `seen`: what the repetition penalty counts, up to and including the first output's own token.
+    std::vector<Sampled> sample(const SampleParams& params, std::span<const int32_t> seen);
+
+    Plan& plan() { return *plan_; }
+    KvCache& cache() { return *cache_; }
+
+private:
+    std::shared_ptr<Plan> plan_;
+    std::shared_ptr<KvCache> cache_;
+    BufferId logits_, hidden_;
+    int64_t vocab_;
+    Pass pass_;
+    std::vector<int32_t> tokens_;
+    std::vector<Scratch> scratch_;  // [output]: holds its top logprobs
+};
+
+}  // namespace gmtp

@@ -1,0 +1,37 @@
+// A weight in memory: packed for the kernels, or rows of a mapped file read one at a time.
+#pragma once
+#include <cstdlib>
+#include <functional>
+#include <memory>
+
+#include "gmtp/matrix.h"
+#include "gmtp/threads.h"
+
+namespace gmtp {
+
+// 64-byte aligned memory that is freed with its last user.
+std::shared_ptr<uint8_t[]> aligned_bytes(size_t bytes);
+
+// A matrix packed for the kernels, with the memory it lies in.
+struct Weight {
+    Matrix matrix;
+    std::shared_ptr<const void> owner;
+    size_t bytes;
+
+    // From a GGUF tensor [rows, cols]; all of `source` (source_bytes long) must be the tensor. `done(begin, end)` is told
+    // which of its bytes are not needed any more, every few megabytes, so that a mapped file can be let go as it is read.
+    // Throws InputError.
+    static std::shared_ptr<Weight> pack(WeightType type, const uint8_t* source, size_t source_bytes, int64_t rows,
+                                        int64_t cols, ThreadPool& pool, const std::function<void(size_t, size_t)>& done);
+};
+
+// Rows looked up one at a time (an embedding): a packed weight, or a tensor left where it is in its mapped file.
+struct Table {
+    WeightType type;
+    int64_t rows, cols;
+    const uint8_t* source = nullptr;        // the tensor in its file, or null
+    std::shared_ptr<const Weight> packed;   // otherwise
+    void read(int64_t row, float* out) const;
+};
+
+}  // namespace gmtp

@@ -1,0 +1,134 @@
+// Attention over a paged cache. Lanes run over positions while scoring and over the head's elements while summing
+// values, so no sum ever crosses lanes and a query's result cannot depend on the queries beside it.
+#include "attention.h"
+
+#include "gmtp/simd.h"
+
+namespace gmtp::GMTP_ISA {
+namespace {
+
+inline f32x16 load_as(const float* p) { return load(p); }
+inline f32x16 load_as(const uint16_t* p) { return load_f16(p); }
+inline void store_as(float* p, f32x16 v) { store(p, v); }
+inline void store_as(uint16_t* p, f32x16 v) {  // half precision ends at 65504: saturate rather than become infinite
+    store_f16(p, min(max(v, set1(-65504.0f)), set1(65504.0f)));
+}
+
+template <class T> void put_key(const float* key, int64_t dim, int position, T* page) {
+    T* column = page + (position / 16) * dim * 16 + position % 16;
+    for (int64_t d = 0; d < dim; d += 16) {
+        T lanes[16];
+        store_as(lanes, load(key + d));
+        for (int i = 0; i < 16; i++) column[(d + i) * 16] = lanes[i];
+    }
+}
+
+template <class T> void put_value(const float* value, int64_t dim, int position, T* page) {
+    for (int64_t d = 0; d < dim; d += 16) store_as(page + position * dim + d, load(value + d));
+}
+
+// Scores of Q queries at 16 positions: scores[query * kChunkPositions + position].
+template <int Q, class T> void score_block(const float* q, int64_t dim, const T* keys, float* scores) {
+    f32x16 acc[Q];
+    for (int i = 0; i < Q; i++) acc[i] = zero();
+    for (int64_t d = 0; d < dim; d++) {
+        f32x16 k = load_as(keys + d * 16);
+        for (int i = 0; i < Q; i++) acc[i] = fma(set1(q[d * Q + i]), k, acc[i]);
+    }
+    for (int i = 0; i < Q; i++) store(scores + i * kChunkPositions, acc[i]);
+}
+
+// Turns one query's scores in blocks [block0, block1) into exp(score - peak), 0 where it does not see.
+inline Partial exponentials(float* scores, int block0, int block1, int first, int last) {
+    const float lowest = -__builtin_inff();
+    for (int p = block0 * 16; p < first; p++) scores[p] = lowest;
+    for (int p = last; p < block1 * 16; p++) scores[p] = lowest;
+    f32x16 peaks = set1(lowest), total = zero();
+    for (int b = block0; b < block1; b++) peaks = max(peaks, load(scores + b * 16));
+    const float peak = max_lane(peaks);
+    for (int b = block0; b < block1; b++) {
+        f32x16 e = exp(load(scores + b * 16) - set1(peak));
+        store(scores + b * 16, e);
+        total = total + e;
+    }
+    return {peak, sum(total)};
+}
+
+// Adds the values of positions [begin, end) of one page, weighted, to 16 * V elements of Q outputs.
+template <int Q, int V, class T>
+void weigh_values(const float* weights, const T* values, int64_t dim, int begin, int end, float* out) {
+    f32x16 acc[Q][V];
+    for (int i = 0; i < Q; i++)
+        for (int j = 0; j < V; j++) acc[i][j] = load(out + i * dim + j * 16);
+    for (int p = begin; p < end; p++) {
+        f32x16 v[V];
+        for (int j = 0; j < V; j++) v[j] = load_as(values + p * dim + j * 16);
+        for (int i = 0; i < Q; i++) {
+            f32x16 w = set1(weights[i * kChunkPositions + p]);
+            for (int j = 0; j < V; j++) acc[i][j] = fma(w, v[j], acc[i][j]);
+        }
+    }
+    for (int i = 0; i < Q; i++)
+        for (int j = 0; j < V; j++) store(out + i * dim + j * 16, acc[i][j]);
+}
+
+template <int Q, class T>
+void attend(const float* q, int64_t dim, const void* const* key_pages, const void* const* value_pages, int begin, int end,
+            const int* first, const int* last, float* weights, Partial* partial, float* out) {
+    const int block0 = begin / 16, block1 = (end + 15) / 16;
+    constexpr int kPageBlocks = kPagePositions / 16;
+    for (int b = block0; b < block1; b++)
+        score_block<Q>(q, dim, (const T*)key_pages[b / kPageBlocks] + (b % kPageBlocks) * dim * 16, weights + b * 16);
+    for (int i = 0; i < Q; i++)
+        partial[i] = exponentials(weights + i * kChunkPositions, block0, block1, first[i], last[i]);
+
+    for (int64_t i = 0; i < Q * dim; i += 16) store(out + i, zero());
+    for (int page = begin / kPagePositions; page * kPagePositions < end; page++) {
+        int from = begin - page * kPagePositions, to = end - page * kPagePositions;
+        from = from < 0 ? 0 : from, to = to > kPagePositions ? kPagePositions : to;
+        const float* w = weights + page * kPagePositions;
+        const T* values = (const T*)value_pages[page];
+        constexpr int V = Q <= 4 ? 2 : 1;
+        for (int64_t d = 0; d < dim; d += 16 * V) weigh_values<Q, V>(w, values + d, dim, from, to, out + d);
+    }
+}
+
+template <int Q>
+void attend_typed(KvType type, const float* q, int64_t dim, const void* const* keys, const void* const* values, int begin,
+                  int end, const int* first, const int* last, float* weights, Partial* partial, float* out) {
+    if (type == KvType::F16) attend<Q, uint16_t>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
+    else attend<Q, float>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
+}
+
+}  // namespace
+
+void store_key(KvType type, const float* key, int64_t dim, int position, void* page) {
+    if (type == KvType::F16) put_key(key, dim, position, (uint16_t*)page);
+    else put_key(key, dim, position, (float*)page);
+}
+
+void store_value(KvType type, const float* value, int64_t dim, int position, void* page) {
+    if (type == KvType::F16) put_value(value, dim, position, (uint16_t*)page);
+    else put_value(value, dim, position, (float*)page);
+}
+
+void attend_chunk(KvType type, const float* q, int queries, int64_t dim, const void* const* keys, const void* const* values,
+                  int begin, int end, const int* first, const int* last, float* scratch, Partial* partial, float* out) {
+    switch (queries) {
+#define GMTP_CASE(n) \
+    case n: attend_typed<n>(type, q, dim, keys, values, begin, end, first, last, scratch, partial, out); break;
+        GMTP_CASE(1) GMTP_CASE(2) GMTP_CASE(3) GMTP_CASE(4) GMTP_CASE(5) GMTP_CASE(6) GMTP_CASE(7) GMTP_CASE(8)
+#undef GMTP_CASE
+    }
+}
+
+void merge(Partial* running, float* out, const Partial* next, const float* x, int64_t dim) {
+    float peak = running->peak > next->peak ? running->peak : next->peak;
+    float lanes[16] = {running->peak - peak, next->peak - peak};
+    store(lanes, exp(load(lanes)));  // a first fold starts from a peak of -inf, whose factor is 0
+    f32x16 keep = set1(lanes[0]), add = set1(lanes[1]);
+    for (int64_t d = 0; d < dim; d += 16) store(out + d, fma(load(x + d), add, load(out + d) * keep));
+    *running = {peak, running->total * lanes[0] + next->total * lanes[1]};
+}
+
+}  // namespace gmtp::GMTP_ISA

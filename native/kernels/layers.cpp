@@ -1,0 +1,89 @@
+// Norms, activations, rotations: everything between the matrix products but attention.
+#include "gmtp/layers.h"
+
+#include "attention.h"
+#include "gmtp/simd.h"
+
+namespace gmtp::GMTP_ISA {
+namespace {
+
+void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+    f32x16 squares = zero();
+    for (int64_t i = 0; i < n; i += 16) {
+        f32x16 v = load(x + i);
+        squares = fma(v, v, squares);
+    }
+    f32x16 factor = set1(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
+    for (int64_t i = 0; i < n; i += 16) {
+        f32x16 v = load(x + i) * factor;
+        store(out + i, weight ? v * load(weight + i) : v);
+    }
+}
+
+void add_scaled(const float* y, float scale, int64_t n, float* out) {
+    f32x16 s = set1(scale);
+    for (int64_t i = 0; i < n; i += 16) store(out + i, (load(out + i) + load(y + i)) * s);
+}
+
+void gated_gelu(const float* gate, const float* up, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i += 16) store(out + i, gelu(load(gate + i)) * load(up + i));
+}
+
+void softcap(float* x, int64_t n, float cap) {
+    f32x16 c = set1(cap), inverse = set1(1.0f / cap);
+    for (int64_t i = 0; i < n; i += 16) store(x + i, c * tanh(load(x + i) * inverse));
+}
+
+void scale(float* x, int64_t n, float factor) {
+    f32x16 s = set1(factor);
+    for (int64_t i = 0; i < n; i += 16) store(x + i, load(x + i) * s);
+}
+
+void add_product(const float* x, float factor, int64_t n, float* out) {
+    f32x16 s = set1(factor);
+    for (int64_t i = 0; i < n; i += 16) store(out + i, fma(load(x + i), s, load(out + i)));
+}
+
+void rotate(float* head, int64_t dim, int64_t pairs, const float* cos, const float* sin) {
+    float* other = head + dim / 2;
+    for (int64_t i = 0; i < pairs; i += 16) {
+        f32x16 a = load(head + i), b = load(other + i), c = load(cos + i), s = load(sin + i);
+        store(head + i, a * c - b * s);
+        store(other + i, b * c + a * s);
+    }
+}
+
+void softmax(float* x, int64_t n) {
+    float peak = x[0];
+    for (int64_t i = 1; i < n; i++) peak = x[i] > peak ? x[i] : peak;
+    float total = 0;
+    for (int64_t i = 0; i < n; i += 16) {
+        float lanes[16];
+        int64_t count = n - i < 16 ? n - i : 16;
+        for (int64_t j = 0; j < count; j++) lanes[j] = x[i + j];
+        for (int64_t j = count; j < 16; j++) lanes[j] = peak;
+        store(lanes, exp(load(lanes) - set1(peak)));
+        for (int64_t j = 0; j < count; j++) x[i + j] = lanes[j], total += lanes[j];
+    }
+    for (int64_t i = 0; i < n; i++) x[i] /= total;
+}
+
+}  // namespace
+
+extern const LayerKernels layer_kernels;
+const LayerKernels layer_kernels = {
+    .rms_norm = rms_norm,
+    .add_scaled = add_scaled,
+    .gated_gelu = gated_gelu,
+    .softcap = softcap,
+    .scale = scale,
+    .add_product = add_product,
+    .rotate = rotate,
+    .softmax = softmax,
+    .store_key = store_key,
+    .store_value = store_value,
+    .attend_chunk = attend_chunk,
+    .merge = merge,
+};
+
+}  // namespace gmtp::GMTP_ISA

@@ -1,0 +1,131 @@
+// The matmul of every quantised type: a tile of T activation rows against one group of 16 weight rows.
+//
+// For each row and lane, in every build and for every tiling, block after block of 32 columns:
+//   t   = sum over the block's scales of  scale * float(sum of (code - bias) * q)  [ + offset * float(sum of q) ]
+//   acc = fma(t, activation scale, acc)
+#pragma once
+#include "dot-inl.h"
+
+namespace gmtp::GMTP_ISA {
+
+// Activation rows that share one read of the weights: as many as the registers hold sums of.
+#if defined(GMTP_ISA_avx2)
+constexpr int kMaxTile = 6;
+#else
+constexpr int kMaxTile = 8;
+#endif
+
+// Weights are fetched into the second-level cache this many bytes ahead of their use: a group is read once, in order, and
+// the next group of the call follows it.
+constexpr int kPrefetchBytes = 4096;
+constexpr int kSecondLevel = 2;
+
+// The scale and offset of 16 rows.
+struct Affine {
+    f32x16 scale, offset;
+};
+
+// Vector v of a block, against T rows.
+template <class W, int v, int T> inline void add_vector(const uint8_t* planes, const QuantBlock* a, int64_t stride,
+                                                        typename W::Dots* dots) {
+    const auto w = W::Dots::prepare(W::template codes<v>(planes));
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) dots[t].add(w, a[t * stride].q + 4 * v);
+}
+
+template <class W, Span span, int T> inline void add_dots(const uint8_t* planes, const Affine& w, const QuantBlock* a,
+                                                          int64_t stride, f32x16* sums) {
+    typename W::Dots dots[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) dots[t] = W::Dots::template start<span>(a[t * stride]);
+    // Vectors that share a plane follow each other, so that the plane is loaded once.
+    if constexpr (span != Span::Last16) {
+        add_vector<W, 0, T>(planes, a, stride, dots);
+        if constexpr (span == Span::All32) add_vector<W, 4, T>(planes, a, stride, dots);
+        add_vector<W, 1, T>(planes, a, stride, dots);
+        if constexpr (span == Span::All32) add_vector<W, 5, T>(planes, a, stride, dots);
+        add_vector<W, 2, T>(planes, a, stride, dots);
+        if constexpr (span == Span::All32) add_vector<W, 6, T>(planes, a, stride, dots);
+        add_vector<W, 3, T>(planes, a, stride, dots);
+        if constexpr (span == Span::All32) add_vector<W, 7, T>(planes, a, stride, dots);
+    } else {
+        add_vector<W, 4, T>(planes, a, stride, dots);
+        add_vector<W, 5, T>(planes, a, stride, dots);
+        add_vector<W, 6, T>(planes, a, stride, dots);
+        add_vector<W, 7, T>(planes, a, stride, dots);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+        const f32x16 dot = to_float(dots[t].total());
+        const QuantBlock& block = a[t * stride];
+        f32x16 sum = span == Span::Last16 ? fma(w.scale, dot, sums[t]) : w.scale * dot;
+        if constexpr (W::has_offset) {
+            const int16_t* pair = pair_sums<span>(block);
+            const float q_sum = span == Span::All32 ? block.sum : (float)(pair[0] + pair[1]);
+            sum = fma(w.offset, set1(q_sum), sum);
+        }
+        sums[t] = sum;
+    }
+}
+
+template <class W, int T> void tile(const uint8_t* group, int64_t blocks, const QuantBlock* a, int64_t stride, float* out,
+                                    int64_t out_stride) {
+    constexpr int per = W::block / kBlock;
+    const uint8_t* planes = group + (blocks / per * W::scale_bytes + 63) / 64 * 64;
+    f32x16 acc[T];
+    for (int t = 0; t < T; t++) acc[t] = zero();
+    constexpr int bytes = 64 * W::bits + W::scale_bytes / per;
+    const uint8_t* ahead = group + kPrefetchBytes;
+    for (int64_t b = 0; b < blocks; b++, planes += 64 * W::bits, a++, ahead += bytes) {
+#pragma GCC unroll 16
+        for (int line = 0; line < bytes; line += 64) __builtin_prefetch(ahead + line, 0, kSecondLevel);
+        const uint8_t* scales = group + b / per * W::scale_bytes;
+        f32x16 sums[T];
+        if constexpr (W::sub == 32) {
+            add_dots<W, Span::All32, T>(planes, W::affine(scales, b % per), a, stride, sums);
+        } else {
+            add_dots<W, Span::First16, T>(planes, W::affine(scales, 2 * (b % per)), a, stride, sums);
+            add_dots<W, Span::Last16, T>(planes, W::affine(scales, 2 * (b % per) + 1), a, stride, sums);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) acc[t] = fma(sums[t], set1(a[t * stride].scale), acc[t]);
+    }
+    for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
+}
+
+// One group against `rows` activation rows, in tiles as equal as can be.
+template <class W> void matmul_group(const uint8_t* group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
+                                     float* out, int64_t out_stride) {
+    const int64_t blocks = cols / kBlock;
+    for (int tiles = (rows + kMaxTile - 1) / kMaxTile; tiles; tiles--) {
+        const int T = (rows + tiles - 1) / tiles;
+        switch (T) {
+            case 1: tile<W, 1>(group, blocks, a, stride, out, out_stride); break;
+            case 2: tile<W, 2>(group, blocks, a, stride, out, out_stride); break;
+            case 3: tile<W, 3>(group, blocks, a, stride, out, out_stride); break;
+            case 4: tile<W, 4>(group, blocks, a, stride, out, out_stride); break;
+            case 5: tile<W, 5>(group, blocks, a, stride, out, out_stride); break;
+            case 6: tile<W, 6>(group, blocks, a, stride, out, out_stride); break;
+#if !defined(GMTP_ISA_avx2)
+            case 7: tile<W, 7>(group, blocks, a, stride, out, out_stride); break;
+            case 8: tile<W, 8>(group, blocks, a, stride, out, out_stride); break;
+#endif
+        }
+        a += T * stride, out += T * out_stride, rows -= T;
+    }
+}
+
+template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
+                               float* out, int64_t out_stride) {
+    const int64_t stride = x.stride / kBlock, size = (int64_t)group_bytes(w.type, w.cols);
+    for (int64_t g = group0; g < group1; g++)
+        matmul_group<W>(w.data + g * size, w.cols, x.q + row0 * stride, stride, row1 - row0,
+                        out + row0 * out_stride + g * kGroupRows, out_stride);
+}
+
+using MatmulFunction = decltype(MatmulKernels::matmul);
+MatmulFunction matmul_float(WeightType t);
+MatmulFunction matmul_small_block(WeightType t);  // the types with a scale per 32 columns
+MatmulFunction matmul_super_block(WeightType t);  // the types with blocks of 256 columns
+
+}  // namespace gmtp::GMTP_ISA

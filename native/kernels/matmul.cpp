@@ -1,0 +1,45 @@
+// The matmul table of a build: picks the kernel of a weight type, and quantises activations.
+#include "matmul-inl.h"
+
+namespace gmtp::GMTP_ISA {
+namespace {
+
+void matmul_any(const Matrix& w, int64_t group0, int64_t group1, const Activations& x, int row0, int row1, float* out,
+                int64_t out_stride) {
+    MatmulFunction f = matmul_float(w.type);
+    if (!f) f = matmul_small_block(w.type);
+    if (!f) f = matmul_super_block(w.type);
+    f(w, group0, group1, x, row0, row1, out, out_stride);
+}
+
+void quantize_block(const float* x, QuantBlock& out) {
+    const f32x16 x0 = load(x), x1 = load(x + 16);
+    const f32x16 a0 = abs(x0), a1 = abs(x1), infinity = set1(__builtin_inff()), one = set1(1.0f);
+    const bool finite = !any_greater(where_less(a0, infinity, zero(), one) + where_less(a1, infinity, zero(), one), zero());
+    const float largest = max_lane(max(a0, a1));
+    memset(&out, 0, sizeof out);
+    if (!finite) {
+        out.scale = __builtin_nanf("");
+        return;
+    }
+    if (largest < 0x1p-100f) return;  // zero, or so small that 127 / largest might overflow
+    const f32x16 inverse = set1(127.0f / largest);
+    store_bytes(out.q, to_int(x0 * inverse));
+    store_bytes(out.q + 16, to_int(x1 * inverse));
+    out.scale = largest / 127.0f;
+    for (int c = 0; c < kBlock; c++) out.half[c / 16][c / 2 % 2] = (int16_t)(out.half[c / 16][c / 2 % 2] + out.q[c]);
+    for (int i = 0; i < 2; i++) out.whole[i] = (int16_t)(out.half[0][i] + out.half[1][i]);
+    out.sum = (float)(out.whole[0] + out.whole[1]);
+}
+
+void quantize(const Activations& x, int64_t row, int64_t col0, int64_t col1) {
+    const float* from = x.x + row * x.stride;
+    QuantBlock* to = x.q + row * (x.stride / kBlock);
+    for (int64_t c = col0; c < col1; c += kBlock) quantize_block(from + c, to[c / kBlock]);
+}
+
+}  // namespace
+
+extern const MatmulKernels matmul_kernels = {matmul_any, quantize};
+
+}  // namespace gmtp::GMTP_ISA

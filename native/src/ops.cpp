@@ -1,0 +1,285 @@
+#include "ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace gmtp {
+namespace {
+
+// Weight bytes in a piece of work: small enough to balance, large enough that handing it out costs nothing.
+constexpr size_t kPieceBytes = 32 * 1024;
+
+int64_t piece_groups(const Matrix& m) {
+    return std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / group_bytes(m.type, m.cols)));
+}
+
+const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+}  // namespace
+
+void EmbedOp::run(const Run& r) const {
+    r.each_row(*out, [&](int i) {
+        table->read(r.pass.tokens[i], row(*out, i));
+        r.layer.scale(row(*out, i), out->width, factor);
+        r.wrote(*out, i);
+    });
+}
+
+void RopeOp::run(const Run& r) const {
+    const auto pairs = static_cast<int64_t>(frequencies.size());
+    r.each_row(*out, [&](int i) {
+        float* cosines = row(*out, i);
+        const auto position = static_cast<float>(r.pass.positions[i]);
+        for (int64_t p = 0; p < pairs; p++) {
+            const double angle = position * frequencies[p];  // a float product, as the models were trained with
+            cosines[p] = static_cast<float>(std::cos(angle));
+            cosines[pairs + p] = static_cast<float>(std::sin(angle));
+        }
+    });
+}
+
+void NormOp::run(const Run& r) const {
+    r.each_row(*out, [&](int i) {
+        r.layer.rms_norm(row(*x, i), or_null(weight), out->width, eps, row(*out, i));
+        r.wrote(*out, i);
+    });
+}
+
+void HeadsOp::run(const Run& r) const {
+    r.each_row(*x, [&](int i) {
+        for (float *head = row(*x, i), *end = head + x->width; head < end; head += dim) {
+            if (eps >= 0) r.layer.rms_norm(head, or_null(weight), dim, eps, head);
+            if (rope) {
+                const int64_t pairs = rope->width / 2;
+                r.layer.rotate(head, dim, pairs, row(*rope, i), row(*rope, i) + pairs);
+            }
+        }
+        r.wrote(*x, i);
+    });
+}
+
+void ProjectOp::run(const Run& r) const {
+    const int rows = r.rows(*x);
+    if (!rows) return;
+    int64_t total = 0;
+    for (const auto& w : weights) total += w->matrix.groups();
+    r.each_piece(total, piece_groups(weights.front()->matrix), [&](int64_t begin, int64_t end) {
+        int64_t first = 0;  // of this matrix, in the groups of all
+        for (size_t i = 0; i < weights.size(); i++) {
+            const Matrix& m = weights[i]->matrix;
+            const int64_t g0 = std::max(begin - first, int64_t{0}), g1 = std::min(end - first, m.groups());
+            if (g0 < g1) r.matmul.matmul(m, g0, g1, x->data, 0, rows, outs[i]->data.x, outs[i]->data.stride);
+            first += m.groups();
+        }
+    });
+}
+
+void GatedOp::run(const Run& r) const {
+    constexpr int kTileRows = 32;
+    alignas(64) float left[kTileRows * kBlock], right[kTileRows * kBlock];  // pieces of two groups, so of whole blocks
+    const int rows = r.rows(*x);
+    const Matrix &g = gate->matrix, &u = up->matrix;
+    const int64_t pairs = (g.groups() + 1) / 2;
+    r.each_piece(pairs, std::max<int64_t>(1, piece_groups(g) / 4), [&](int64_t begin, int64_t end) {
+        for (int64_t pair = begin; pair < end; pair++) {
+            const int64_t g0 = pair * 2, g1 = std::min(g0 + 2, g.groups());
+            const int64_t column = g0 * kGroupRows, width = (g1 - g0) * kGroupRows;
+            for (int row0 = 0; row0 < rows; row0 += kTileRows) {
+                const int row1 = std::min(row0 + kTileRows, rows);
+                // The kernel writes to column 16 g of row t: shift so that this tile lands at the start of the scratch.
+                float* to_left = left - row0 * kBlock - column;
+                float* to_right = right - row0 * kBlock - column;
+                r.matmul.matmul(g, g0, g1, x->data, row0, row1, to_left, kBlock);
+                r.matmul.matmul(u, g0, g1, x->data, row0, row1, to_right, kBlock);
+                for (int t = row0; t < row1; t++) {
+                    const int64_t at = static_cast<int64_t>(t - row0) * kBlock;
+                    r.layer.gated_gelu(left + at, right + at, width, row(*out, t) + column);
+                    r.wrote(*out, t, column, column + width);
+                }
+            }
+        }
+    });
+}
+
+void GeluTimesOp::run(const Run& r) const {
+    r.each_row(*out, [&](int i) {
+        r.layer.gated_gelu(row(*gate, i), row(*x, i) + column, out->width, row(*out, i));
+        r.wrote(*out, i);
+    });
+}
+
+void AddOp::run(const Run& r) const {
+    r.each_row(*x, [&](int i) {
+        if (norm) {
+            float* scratch = row(*y, i);  // y is not read again after it is added
+            r.layer.rms_norm(scratch, or_null(weight), x->width, eps, scratch);
+        }
+        r.layer.add_scaled(row(*y, i), factor, x->width, row(*x, i));
+        r.wrote(*x, i);
+    });
+}
+
+void ScaleOp::run(const Run& r) const {
+    r.each_row(*x, [&](int i) {
+        r.layer.scale(row(*x, i), x->width, factor);
+        r.wrote(*x, i);
+    });
+}
+
+void RememberOp::run(const Run& r) const {
+    const KvCache& cache = *r.pass.cache;
+    const KvLayer& shape = cache.layer(layer);
+    for (const Segment& s : r.pass.segments)
+        for (int i = 0; i < s.count; i++) {
+            const int at = s.row + i;
+            if (at % r.pool.size() != r.thread) continue;
+            const int64_t position = s.start + i;
+            const int slot = static_cast<int>(position % kPagePositions);
+            for (int64_t h = 0; h < shape.kv_heads; h++) {
+                r.layer.store_key(cache.type(), row(*k, at) + h * shape.head_dim, shape.head_dim, slot,
+                                  cache.keys(s.sequence, layer, h, position));
+                r.layer.store_value(cache.type(), row(*v, at) + h * shape.head_dim, shape.head_dim, slot,
+                                    cache.values(s.sequence, layer, h, position));
+            }
+        }
+}
+
+void AttendOp::prepare(const Pass& pass) {
+    tiles.clear();
+    int64_t longest = 0;
+    const int tile_rows = static_cast<int>(std::max<int64_t>(1, kMaxQueries / group()));
+    for (const Segment& s : pass.segments) {
+        for (int i = 0; i < s.count; i += tile_rows) tiles.push_back({&s, s.row + i, std::min(tile_rows, s.count - i)});
+        longest = std::max(longest, s.start + s.count);
+    }
+    chunks = (longest + kChunkPositions - 1) / kChunkPositions;
+    split = static_cast<int64_t>(tiles.size()) * shape.kv_heads < 4 * static_cast<int64_t>(scratch.size()) && chunks > 1;
+    if (split) {
+        const size_t places = static_cast<size_t>(pass.rows) * heads * chunks;
+        if (partials.size() < places) partials.resize(places), results.resize(places * shape.head_dim);
+    }
+}
+
+void AttendOp::attend(const Run& r, const Tile& tile, int64_t kv_head, int64_t h0, int64_t n, int64_t chunk,
+                      Partial* partial, float* result) const {
+    constexpr int kChunkPages = kChunkPositions / kPagePositions;
+    const KvCache& cache = *r.pass.cache;
+    const int64_t base = chunk * kChunkPositions, dim = shape.head_dim;
+    const int queries = tile.rows * static_cast<int>(n);
+    Scratch& mine = scratch[r.thread];
+
+    int first[kMaxQueries], last[kMaxQueries], begin = kChunkPositions, end = 0;
+    for (int t = 0; t < tile.rows; t++) {
+        const int64_t position = r.pass.positions[tile.row + t];
+        const auto from = std::clamp<int64_t>(first_seen(position) - base, 0, kChunkPositions);
+        const auto to = std::clamp<int64_t>(past_seen(position) - base, 0, kChunkPositions);
+        for (int64_t h = 0; h < n; h++) first[t * n + h] = static_cast<int>(from), last[t * n + h] = static_cast<int>(to);
+        if (from < to) begin = std::min<int>(begin, from), end = std::max<int>(end, to);
+        const float* head = row(*q, tile.row + t) + (kv_head * group() + h0) * dim;
+        for (int64_t h = 0; h < n; h++)
+            for (int64_t d = 0; d < dim; d++) mine.q[d * queries + t * n + h] = head[h * dim + d] * factor;
+    }
+    if (begin >= end) {
+        for (int i = 0; i < queries; i++) partial[i] = {-std::numeric_limits<float>::infinity(), 0};
+        return;
+    }
+    const void *keys[kChunkPages] = {}, *values[kChunkPages] = {};
+    for (int p = begin / kPagePositions; p * kPagePositions < end; p++) {
+        keys[p] = cache.keys(tile.segment->sequence, layer, kv_head, base + p * kPagePositions);
+        values[p] = cache.values(tile.segment->sequence, layer, kv_head, base + p * kPagePositions);
+    }
+    r.layer.attend_chunk(cache.type(), mine.q.data(), queries, dim, keys, values, begin, end, first, last,
+                         mine.weights.data(), partial, result);
+}
+
+void AttendOp::run(const Run& r) const {
+    const int64_t dim = shape.head_dim, step = std::min<int64_t>(group(), kMaxQueries);
+    const int64_t slices = (group() + step - 1) / step;  // of a KV head's query heads, when they are more than kMaxQueries
+    const int64_t per_tile = shape.kv_heads * slices, pieces = static_cast<int64_t>(tiles.size()) * per_tile;
+    Scratch& mine = scratch[r.thread];
+    r.each_piece(split ? pieces * chunks : pieces, 1, [&](int64_t piece, int64_t) {
+        const int64_t unit = split ? piece / chunks : piece;
+        const Tile& tile = tiles[unit / per_tile];
+        const int64_t kv_head = unit % per_tile / slices, h0 = unit % slices * step, n = std::min(step, group() - h0);
+        const int queries = tile.rows * static_cast<int>(n);
+        const int64_t first = first_seen(r.pass.positions[tile.row]) / kChunkPositions;
+        const int64_t last = (past_seen(r.pass.positions[tile.row + tile.rows - 1]) + kChunkPositions - 1) / kChunkPositions;
+        auto head_of = [&](int i) { return kv_head * group() + h0 + i % n; };
+        Partial partial[kMaxQueries];
+
+        if (split) {
+            const int64_t chunk = piece % chunks;
+            if (chunk < first || chunk >= last) return;
+            attend(r, tile, kv_head, h0, n, chunk, partial, mine.out.data());
+            for (int i = 0; i < queries; i++) {
+                const size_t at = place(tile.row + i / n, head_of(i), chunk);
+                partials[at] = partial[i];
+                if (partial[i].total > 0) std::memcpy(&results[at * dim], &mine.out[i * dim], dim * sizeof(float));
+            }
+            return;
+        }
+        Partial running[kMaxQueries];
+        for (int i = 0; i < queries; i++) {
+            running[i] = {-std::numeric_limits<float>::infinity(), 0};
+            std::memset(row(*out, tile.row + i / n) + head_of(i) * dim, 0, dim * sizeof(float));
+        }
+        for (int64_t chunk = first; chunk < last; chunk++) {
+            attend(r, tile, kv_head, h0, n, chunk, partial, mine.out.data());
+            for (int i = 0; i < queries; i++)
+                if (partial[i].total > 0)
+                    r.layer.merge(&running[i], row(*out, tile.row + i / n) + head_of(i) * dim, &partial[i], &mine.out[i * dim], dim);
+        }
+        for (int i = 0; i < queries; i++) {
+            const int64_t at = tile.row + i / n, column = head_of(i) * dim;
+            if (running[i].total > 0) r.layer.scale(row(*out, at) + column, dim, 1.0f / running[i].total);
+            r.wrote(*out, at, column, column + dim);
+        }
+    });
+}
+
+void MergeOp::run(const Run& r) const {
+    const AttendOp& a = *attend;
+    if (!a.split) return;
+    const int64_t dim = a.shape.head_dim;
+    r.each_piece(r.pass.rows * a.heads, 1, [&](int64_t piece, int64_t) {
+        const int64_t at = piece / a.heads, head = piece % a.heads, position = r.pass.positions[at];
+        float* result = row(*a.out, at) + head * dim;
+        std::memset(result, 0, dim * sizeof(float));
+        Partial running = {-std::numeric_limits<float>::infinity(), 0};
+        const int64_t last = (a.past_seen(position) + kChunkPositions - 1) / kChunkPositions;
+        for (int64_t chunk = a.first_seen(position) / kChunkPositions; chunk < last; chunk++) {
+            const size_t from = a.place(at, head, chunk);
+            if (a.partials[from].total > 0) r.layer.merge(&running, result, &a.partials[from], &a.results[from * dim], dim);
+        }
+        if (running.total > 0) r.layer.scale(result, dim, 1.0f / running.total);
+        r.wrote(*a.out, at, head * dim, head * dim + dim);
+    });
+}
+
+void ConcatOp::run(const Run& r) const {
+    r.each_row(*out, [&](int i) {
+        std::memcpy(row(*out, i), row(*a, i), a->width * sizeof(float));
+        std::memcpy(row(*out, i) + a->width, row(*b, i), b->width * sizeof(float));
+        r.wrote(*out, i);
+    });
+}
+
+void OutputsOp::run(const Run& r) const {
+    r.each_row(*out, [&](int i) {
+        std::memcpy(row(*out, i), row(*x, r.pass.outputs[i]), out->width * sizeof(float));
+        r.wrote(*out, i);
+    });
+}
+
+void SoftcapOp::run(const Run& r) const {
+    constexpr int64_t kPiece = 8192;
+    const int64_t per_row = (x->width + kPiece - 1) / kPiece;
+    r.each_piece(r.rows(*x) * per_row, 1, [&](int64_t piece, int64_t) {
+        const int64_t column = piece % per_row * kPiece;
+        r.layer.softcap(row(*x, piece / per_row) + column, std::min(kPiece, x->width - column), cap);
+    });
+}
+
+}  // namespace gmtp

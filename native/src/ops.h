@@ -1,0 +1,152 @@
+// The ops a plan can record, each with its fields in the open; plan.cpp fills them in.
+#pragma once
+#include "op.h"
+
+namespace gmtp {
+
+struct EmbedOp : Op {
+    std::shared_ptr<const Table> table;
+    float factor;
+    Buffer* out;
+    const char* name() const override { return "embed"; }
+    void run(const Run& r) const override;
+};
+
+struct RopeOp : Op {  // out: [pairs] cosines, then [pairs] sines
+    std::vector<float> frequencies;
+    Buffer* out;
+    const char* name() const override { return "rope"; }
+    void run(const Run& r) const override;
+};
+
+struct NormOp : Op {
+    std::vector<float> weight;
+    float eps;
+    const Buffer* x;
+    Buffer* out;
+    const char* name() const override { return "norm"; }
+    void run(const Run& r) const override;
+};
+
+struct HeadsOp : Op {
+    int64_t dim;
+    std::vector<float> weight;
+    float eps;
+    Buffer* x;
+    const Buffer* rope;  // or null
+    const char* name() const override { return "heads"; }
+    void run(const Run& r) const override;
+};
+
+struct ProjectOp : Op {
+    const Buffer* x;
+    std::vector<std::shared_ptr<const Weight>> weights;
+    std::vector<Buffer*> outs;
+    const char* name() const override { return weights.front()->matrix.rows > 100000 ? "head" : "project"; }
+    void run(const Run& r) const override;
+};
+
+struct GatedOp : Op {
+    const Buffer* x;
+    std::shared_ptr<const Weight> gate, up;
+    Buffer* out;
+    const char* name() const override { return "gated"; }
+    void run(const Run& r) const override;
+};
+
+struct GeluTimesOp : Op {
+    const Buffer *gate, *x;
+    int64_t column;
+    Buffer* out;
+    const char* name() const override { return "gelu_times"; }
+    void run(const Run& r) const override;
+};
+
+struct AddOp : Op {  // with norm: x = (x + norm(y)) * factor
+    Buffer* x;
+    const Buffer* y;
+    float factor;
+    bool norm;
+    std::vector<float> weight;
+    float eps;
+    const char* name() const override { return "add"; }
+    void run(const Run& r) const override;
+};
+
+struct ScaleOp : Op {
+    Buffer* x;
+    float factor;
+    const char* name() const override { return "scale"; }
+    void run(const Run& r) const override;
+};
+
+struct RememberOp : Op {
+    int layer;
+    const Buffer *k, *v;
+    const char* name() const override { return "remember"; }
+    void run(const Run& r) const override;
+};
+
+// One row's queries against a cached layer, cut into chunks at fixed positions. With few rows each chunk is a piece of
+// its own and MergeOp folds them; with many, a piece folds its chunks itself. Either way the same steps in the same order.
+struct AttendOp : Op {
+    const Buffer* q;
+    Buffer* out;
+    int layer;
+    KvLayer shape;
+    int64_t heads;
+    float factor;
+    int64_t behind;
+
+    struct Tile { const Segment* segment; int row, rows; };        // consecutive rows of one segment
+    mutable std::vector<Tile> tiles;
+    mutable int64_t chunks = 0;                                     // chunks of the longest sequence
+    mutable bool split = false;
+    mutable std::vector<Partial> partials;                          // [row][head][chunk]
+    mutable std::vector<float> results;                             // the same, [dim] each
+    struct Scratch { std::vector<float> q, weights, out; };
+    mutable std::vector<Scratch> scratch;                           // [thread]
+
+    const char* name() const override { return "attend"; }
+    void prepare(const Pass& pass) override;
+    void run(const Run& r) const override;
+
+    int64_t group() const { return heads / shape.kv_heads; }        // query heads that share a KV head
+    int64_t first_seen(int64_t position) const {
+        return shape.window && position + 1 > shape.window ? position + 1 - shape.window : 0;
+    }
+    int64_t past_seen(int64_t position) const { return position + 1 - behind; }
+    size_t place(int64_t row, int64_t head, int64_t chunk) const { return (row * heads + head) * chunks + chunk; }
+    // One chunk for the queries of a tile and a KV head (head offsets [h0, h0 + n) of its group).
+    void attend(const Run& r, const Tile& tile, int64_t kv_head, int64_t h0, int64_t n, int64_t chunk, Partial* partial,
+                float* result) const;
+};
+
+struct MergeOp : Op {
+    const AttendOp* attend;
+    const char* name() const override { return "merge"; }
+    void run(const Run& r) const override;
+};
+
+struct ConcatOp : Op {
+    const Buffer *a, *b;
+    Buffer* out;
+    const char* name() const override { return "concat"; }
+    void run(const Run& r) const override;
+};
+
+struct OutputsOp : Op {
+    const Buffer* x;
+    Buffer* out;
+    const char* name() const override { return "outputs"; }
+    void run(const Run& r) const override;
+};
+
+struct SoftcapOp : Op {
+    Buffer* x;
+    float cap;
+    const char* name() const override { return "softcap"; }
+    void run(const Run& r) const override;
+};
+
+}  // namespace gmtp

@@ -1,0 +1,282 @@
+#include "gmtp/plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <utility>
+
+#include "gmtp/error.h"
+#include "ops.h"
+
+namespace gmtp {
+namespace {
+
+constexpr int64_t kLanes = 16;
+
+int64_t padded(int64_t width) { return (width + kBlock - 1) / kBlock * kBlock; }
+
+enum Touch : uint8_t {  // accesses to a buffer since the last barrier
+    kReadRows = 1, kReadOutputs = 2, kReadPieces = 4, kWroteRows = 8, kWroteOutputs = 16, kWrotePieces = 32,
+    kAnyWrite = kWroteRows | kWroteOutputs | kWrotePieces, kAny = 63,
+};
+
+uint8_t read_touch(Share s) { return s == Share::PassRows ? kReadRows : s == Share::OutputRows ? kReadOutputs : kReadPieces; }
+uint8_t write_touch(Share s) { return static_cast<uint8_t>(read_touch(s) << 3); }
+
+Share by_rows(const Buffer& b) { return b.rows == Rows::Pass ? Share::PassRows : Share::OutputRows; }
+
+}  // namespace
+
+Plan::Plan(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, int max_rows, int max_outputs)
+    : pool_(std::move(pool)), kernels_(kernels), max_rows_(max_rows), max_outputs_(max_outputs) {
+    if (max_rows < 1 || max_outputs < 1) throw InputError("a plan needs room for at least one row and one output");
+}
+
+Plan::~Plan() = default;
+
+Buffer& Plan::get(BufferId id) {
+    if (id < 0 || id >= static_cast<int>(buffers_.size())) throw InputError("no such buffer in the plan");
+    return *buffers_[id];
+}
+
+BufferId Plan::make(int64_t width, Rows rows) {
+    if (width < 1 || width % kLanes) throw InputError("a vector of " + std::to_string(width) + " values: widths must be multiples of 16");
+    auto b = std::make_unique<Buffer>(Buffer{width, rows, {}, false, nullptr, nullptr});
+    b->data.stride = padded(width);
+    const size_t bytes = static_cast<size_t>(rows == Rows::Pass ? max_rows_ : max_outputs_) * b->data.stride * sizeof(float);
+    b->memory = aligned_bytes(bytes);
+    b->data.x = reinterpret_cast<float*>(b->memory.get());
+    if (width % kBlock)  // the last block of a row is quantised whole
+        std::fill_n(b->data.x, bytes / sizeof(float), 0.0f);
+    buffers_.push_back(std::move(b));
+    return static_cast<BufferId>(buffers_.size()) - 1;
+}
+
+// Notes that `reader` multiplies buffer `id`: quantised weights want its int8 form too.
+BufferId Plan::as_read(BufferId id, const Matrix& reader) {
+    Buffer& b = get(id);
+    if (reader.cols != b.width)
+        throw InputError("a matrix of " + std::to_string(reader.cols) + " columns cannot multiply a vector of " + std::to_string(b.width));
+    if (is_float(reader.type) || b.quantised) return id;
+    const int64_t rows = b.rows == Rows::Pass ? max_rows_ : max_outputs_, n = rows * b.data.stride;
+    b.quantised_memory = aligned_bytes(static_cast<size_t>(n / kBlock) * sizeof(QuantBlock));
+    b.data.q = reinterpret_cast<QuantBlock*>(b.quantised_memory.get());
+    b.quantised = true;
+    return id;
+}
+
+void Plan::append(std::unique_ptr<Op> op) {
+    auto index = [&](int id) { return static_cast<size_t>(id >= 0 ? 2 * id : -2 * id - 1); };  // buffers even, layers odd
+    auto touched = [&](int id) -> uint8_t& {
+        if (touched_.size() <= index(id)) touched_.resize(index(id) + 1);
+        return touched_[index(id)];
+    };
+    const bool by_row = op->share != Share::Pieces;
+    const uint8_t read = read_touch(op->share), write = write_touch(op->share);
+    for (int id : op->reads) op->barrier |= (touched(id) & kAnyWrite & ~(by_row ? write : 0)) != 0;
+    for (int id : op->writes) op->barrier |= (touched(id) & kAny & ~(by_row ? read | write : 0)) != 0;
+    if (op->barrier) std::fill(touched_.begin(), touched_.end(), uint8_t{0});
+    for (int id : op->reads) touched(id) |= read;
+    for (int id : op->writes) touched(id) |= write;
+    ops_.push_back(std::move(op));
+}
+
+BufferId Plan::input(int64_t width) { return make(width, Rows::Pass); }
+
+BufferId Plan::embed(std::shared_ptr<const Table> table, float scale) {
+    const BufferId id = make(table->cols, Rows::Pass);
+    auto op = std::make_unique<EmbedOp>();
+    op->table = std::move(table), op->factor = scale, op->out = &get(id);
+    op->share = Share::PassRows, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+BufferId Plan::rope(int64_t pairs, std::vector<float> frequencies) {
+    if (pairs % kLanes || static_cast<int64_t>(frequencies.size()) != pairs) throw InputError("RoPE needs one frequency a pair and pairs in multiples of 16");
+    const BufferId id = make(2 * pairs, Rows::Pass);
+    auto op = std::make_unique<RopeOp>();
+    op->frequencies = std::move(frequencies), op->out = &get(id);
+    op->share = Share::PassRows, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+BufferId Plan::norm(BufferId x, std::vector<float> weight, float eps) {
+    if (!weight.empty() && static_cast<int64_t>(weight.size()) != get(x).width) throw InputError("a norm's weight must be as wide as its input");
+    const BufferId id = make(get(x).width, get(x).rows);
+    auto op = std::make_unique<NormOp>();
+    op->weight = std::move(weight), op->eps = eps, op->x = &get(x), op->out = &get(id);
+    op->share = by_rows(get(x)), op->reads = {x}, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+void Plan::heads(BufferId x, int64_t dim, std::vector<float> weight, float eps, BufferId rope) {
+    Buffer& b = get(x);
+    if (dim < kLanes || dim % kLanes || b.width % dim) throw InputError("heads must divide their vector, in multiples of 16");
+    if (!weight.empty() && static_cast<int64_t>(weight.size()) != dim) throw InputError("a head norm's weight must be as wide as a head");
+    if (rope >= 0 && get(rope).width > dim) throw InputError("a head cannot turn more pairs than half its width");
+    auto op = std::make_unique<HeadsOp>();
+    op->dim = dim, op->weight = std::move(weight), op->eps = eps, op->x = &b, op->rope = rope < 0 ? nullptr : &get(rope);
+    op->share = by_rows(b), op->reads = {x}, op->writes = {x};
+    if (rope >= 0) op->reads.push_back(rope);
+    append(std::move(op));
+}
+
+std::vector<BufferId> Plan::project(BufferId x, std::vector<std::shared_ptr<const Weight>> weights) {
+    if (weights.empty()) throw InputError("a projection needs a matrix");
+    auto op = std::make_unique<ProjectOp>();
+    std::vector<BufferId> ids;
+    for (const auto& w : weights) {
+        as_read(x, w->matrix);
+        ids.push_back(make((w->matrix.rows + kLanes - 1) / kLanes * kLanes, get(x).rows));
+        op->outs.push_back(&get(ids.back()));
+    }
+    op->x = &get(x), op->weights = std::move(weights);
+    op->reads = {x}, op->writes = ids;
+    append(std::move(op));
+    return ids;
+}
+
+BufferId Plan::gated(BufferId x, std::shared_ptr<const Weight> gate, std::shared_ptr<const Weight> up) {
+    if (gate->matrix.rows != up->matrix.rows || gate->matrix.rows % kLanes) throw InputError("gate and up must have the same number of rows, a multiple of 16");
+    as_read(x, gate->matrix), as_read(x, up->matrix);
+    const BufferId id = make(gate->matrix.rows, get(x).rows);
+    auto op = std::make_unique<GatedOp>();
+    op->x = &get(x), op->gate = std::move(gate), op->up = std::move(up), op->out = &get(id);
+    op->reads = {x}, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+BufferId Plan::gelu_times(BufferId gate, BufferId x, int64_t column) {
+    const Buffer &g = get(gate), &b = get(x);
+    if (column < 0 || column % kLanes || column + g.width > b.width) throw InputError("the columns to multiply with are not there");
+    const BufferId id = make(g.width, g.rows);
+    auto op = std::make_unique<GeluTimesOp>();
+    op->gate = &get(gate), op->x = &get(x), op->column = column, op->out = &get(id);
+    op->share = by_rows(get(gate)), op->reads = {gate, x}, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+void Plan::add(BufferId x, BufferId y, float scale) {
+    if (get(x).width != get(y).width) throw InputError("only vectors of the same width can be added");
+    auto op = std::make_unique<AddOp>();
+    op->x = &get(x), op->y = &get(y), op->factor = scale, op->norm = false;
+    op->share = by_rows(get(x)), op->reads = {x, y}, op->writes = {x};
+    append(std::move(op));
+}
+
+void Plan::add_norm(BufferId x, BufferId y, std::vector<float> weight, float eps, float scale) {
+    if (get(x).width != get(y).width) throw InputError("only vectors of the same width can be added");
+    if (!weight.empty() && static_cast<int64_t>(weight.size()) != get(x).width) throw InputError("a norm's weight must be as wide as its input");
+    auto op = std::make_unique<AddOp>();
+    op->x = &get(x), op->y = &get(y), op->factor = scale, op->norm = true, op->weight = std::move(weight), op->eps = eps;
+    op->share = by_rows(get(x)), op->reads = {x}, op->writes = {x, y};
+    append(std::move(op));
+}
+
+void Plan::scale(BufferId x, float factor) {
+    auto op = std::make_unique<ScaleOp>();
+    op->x = &get(x), op->factor = factor;
+    op->share = by_rows(get(x)), op->reads = {x}, op->writes = {x};
+    append(std::move(op));
+}
+
+void Plan::remember(int layer, BufferId k, BufferId v) {
+    auto op = std::make_unique<RememberOp>();
+    op->layer = layer, op->k = &get(k), op->v = &get(v);
+    op->share = Share::PassRows, op->reads = {k, v}, op->writes = {-1 - layer};
+    append(std::move(op));
+}
+
+BufferId Plan::attend(BufferId q, int layer, const KvLayer& shape, float scale, int64_t behind) {
+    if (shape.head_dim % kLanes || get(q).width % shape.head_dim || (get(q).width / shape.head_dim) % shape.kv_heads)
+        throw InputError("query heads must be a multiple of the KV heads, of the same size");
+    const BufferId id = make(get(q).width, Rows::Pass);
+    auto op = std::make_unique<AttendOp>();
+    op->q = &get(q), op->out = &get(id), op->layer = layer, op->shape = shape, op->heads = get(q).width / shape.head_dim;
+    op->factor = scale, op->behind = behind;
+    op->scratch.resize(pool_->size());
+    for (auto& s : op->scratch) {
+        s.q.resize(kMaxQueries * shape.head_dim), s.out.resize(kMaxQueries * shape.head_dim);
+        s.weights.resize(kMaxQueries * kChunkPositions);
+    }
+    op->reads = {q, -1 - layer}, op->writes = {id};
+    auto merge = std::make_unique<MergeOp>();
+    merge->attend = op.get(), merge->reads = {id}, merge->writes = {id};
+    append(std::move(op));
+    append(std::move(merge));
+    return id;
+}
+
+BufferId Plan::concat(BufferId a, BufferId b) {
+    const BufferId id = make(get(a).width + get(b).width, get(a).rows);
+    auto op = std::make_unique<ConcatOp>();
+    op->a = &get(a), op->b = &get(b), op->out = &get(id);
+    op->share = by_rows(get(a)), op->reads = {a, b}, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+BufferId Plan::outputs(BufferId x) {
+    const BufferId id = make(get(x).width, Rows::Outputs);
+    auto op = std::make_unique<OutputsOp>();
+    op->x = &get(x), op->out = &get(id);
+    op->share = Share::OutputRows, op->reads = {x}, op->writes = {id};
+    append(std::move(op));
+    return id;
+}
+
+void Plan::softcap(BufferId x, float cap) {
+    auto op = std::make_unique<SoftcapOp>();
+    op->x = &get(x), op->cap = cap;
+    op->reads = {x}, op->writes = {x};
+    append(std::move(op));
+}
+
+void Plan::run(Pass& pass) {
+    if (pass.rows < 1 || pass.rows > max_rows_) throw InputError("a pass must have between 1 and " + std::to_string(max_rows_) + " rows");
+    if (static_cast<int>(pass.outputs.size()) > max_outputs_) throw InputError("a pass can have at most " + std::to_string(max_outputs_) + " outputs");
+    if (!next_) next_ = std::make_unique<std::atomic<int64_t>[]>(ops_.size());
+    for (size_t i = 0; i < ops_.size(); i++) {
+        next_[i].store(0, std::memory_order_relaxed);
+        ops_[i]->prepare(pass);
+    }
+    seconds_.resize(ops_.size());
+    using Clock = std::chrono::steady_clock;
+    pool_->run([&](int thread) {
+        auto before = profiling_ && thread == 0 ? Clock::now() : Clock::time_point{};
+        for (size_t i = 0; i < ops_.size(); i++) {
+            if (ops_[i]->barrier) pool_->barrier();
+            ops_[i]->run({*this, pass, *pool_, *kernels_.layer, *kernels_.matmul, thread, next_[i]});
+            if (profiling_ && thread == 0) {
+                auto now = Clock::now();
+                seconds_[i] += std::chrono::duration<double>(now - before).count();
+                before = now;
+            }
+        }
+    });
+}
+
+int Plan::barriers() const {
+    int count = 0;
+    for (const auto& op : ops_) count += op->barrier;
+    return count;
+}
+
+size_t Plan::arena_bytes() const {
+    size_t total = 0;
+    for (const auto& b : buffers_) total += static_cast<size_t>(b->rows == Rows::Pass ? max_rows_ : max_outputs_) * b->data.stride * sizeof(float);
+    return total;
+}
+
+std::vector<std::pair<std::string, double>> Plan::profile() {
+    std::map<std::string, double> by_name;
+    for (size_t i = 0; i < seconds_.size(); i++) by_name[ops_[i]->name()] += std::exchange(seconds_[i], 0.0);
+    return {by_name.begin(), by_name.end()};
+}
+
+}  // namespace gmtp

@@ -1,0 +1,75 @@
+#include "gmtp/runner.h"
+
+#include <numeric>
+
+#include "gmtp/error.h"
+
+namespace gmtp {
+
+Runner::Runner(std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, BufferId logits, BufferId hidden, int64_t vocab)
+    : plan_(std::move(plan)), cache_(std::move(cache)), logits_(logits), hidden_(hidden), vocab_(vocab) {
+    if (plan_->buffer(logits).width < vocab) throw InputError("the plan's logits are narrower than the vocabulary");
+    tokens_.reserve(plan_->max_rows());
+}
+
+void Runner::forward(std::span<const Feed> feeds) {
+    size_t rows = 0, outputs = 0;
+    for (const Feed& f : feeds) {
+        rows += f.tokens.size(), outputs += f.outputs;
+        if (f.tokens.empty() || f.outputs < 0 || f.outputs > static_cast<int>(f.tokens.size()))
+            throw InputError("a feed needs tokens, and at most one output for each");
+        for (int32_t t : f.tokens)
+            if (t < 0 || t >= vocab_) throw InputError("token " + std::to_string(t) + " is outside the vocabulary of " + std::to_string(vocab_));
+        if (cache_->length(f.sequence) + static_cast<int64_t>(f.tokens.size()) > cache_->context())
+            throw InputError("the context of " + std::to_string(cache_->context()) + " tokens is full");
+    }
+    if (rows == 0 || rows > static_cast<size_t>(plan_->max_rows()))
+        throw InputError("a pass must have between 1 and " + std::to_string(plan_->max_rows()) + " rows");
+    if (outputs > static_cast<size_t>(plan_->max_outputs()))
+        throw InputError("a pass can have at most " + std::to_string(plan_->max_outputs()) + " outputs");
+
+    for (const Feed& f : feeds) cache_->reserve(f.sequence, static_cast<int64_t>(f.tokens.size()));
+    tokens_.clear();
+    pass_.segments.clear(), pass_.positions.clear(), pass_.outputs.clear();
+    for (const Feed& f : feeds) {
+        const int count = static_cast<int>(f.tokens.size()), first = static_cast<int>(tokens_.size());
+        const int64_t start = cache_->length(f.sequence);
+        pass_.segments.push_back({f.sequence, start, first, count});
+        for (int i = 0; i < count; i++) {
+            tokens_.push_back(f.tokens[i]);
+            pass_.positions.push_back(start + i);
+            if (i >= count - f.outputs) pass_.outputs.push_back(first + i);
+        }
+    }
+    pass_.cache = cache_.get();
+    pass_.tokens = tokens_.data();
+    pass_.rows = static_cast<int>(rows);
+    plan_->run(pass_);
+    for (const Feed& f : feeds) cache_->advance(f.sequence, static_cast<int64_t>(f.tokens.size()));
+}
+
+const float* Runner::logits(int output) const {
+    const Buffer& b = plan_->buffer(logits_);
+    return b.data.x + output * b.data.stride;
+}
+
+const float* Runner::hidden(int output) const {
+    const Buffer& b = plan_->buffer(hidden_);
+    return b.data.x + output * b.data.stride;
+}
+
+std::vector<Sampled> Runner::sample(const SampleParams& params, std::span<const int32_t> seen) {
+    if (pass_.segments.size() != 1) throw InputError("only a pass over one sequence can be sampled as one");
+    const size_t count = pass_.outputs.size();
+    if (scratch_.size() < count) scratch_.resize(count);
+    std::vector<Sampled> result(count);
+    const int first = count ? pass_.outputs.front() : 0;
+    const auto drafted = std::span<const int32_t>(tokens_).subspan(std::min<size_t>(first + 1, tokens_.size()));
+    plan_->pool().parallel_for(static_cast<int64_t>(count), 1, [&](int64_t i, int64_t) {
+        result[i] = gmtp::sample(*plan_->kernels().sampling, logits(static_cast<int>(i)), vocab_, params,
+                                 pass_.positions[pass_.outputs[i]] + 1, {seen, drafted.first(i)}, scratch_[i]);
+    });
+    return result;
+}
+
+}  // namespace gmtp

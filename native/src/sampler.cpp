@@ -1,0 +1,238 @@
+#include "gmtp/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "gmtp/error.h"
+
+namespace gmtp {
+namespace {
+
+constexpr int64_t kSmallNucleus = 256;  // tokens ranked at once for top-p; most nuclei are smaller
+constexpr int kBands = 4096;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// One row of logits on its way to a token.
+struct Row {
+    const SamplingKernels& kernels;
+    const float* logits;
+    int64_t vocab;
+    Scratch& scratch;
+    float largest = -kInfinity;
+
+    Row(const SamplingKernels& kernels, const float* logits, int64_t vocab, Scratch& scratch)
+        : kernels(kernels), logits(logits), vocab(vocab), scratch(scratch) {
+        scratch.maxima.resize(blocks() * 16);
+        kernels.lane_maxima(logits, vocab, scratch.maxima.data());
+        for (float m : scratch.maxima) largest = std::max(largest, m);
+        if (!std::isfinite(largest))
+            throw InputError("The model's logits are not finite: its checkpoint is damaged, or its values overflow the type it runs in.");
+    }
+
+    int64_t blocks() const { return (vocab + kSampleBlock - 1) / kSampleBlock; }
+
+    float block_maximum(int64_t block) const {
+        const float* lanes = scratch.maxima.data() + 16 * block;
+        return *std::max_element(lanes, lanes + 16);
+    }
+
+    int32_t argmax() const {
+        for (int64_t block = 0;; block++) {
+            if (block_maximum(block) < largest) continue;
+            for (int64_t i = block * kSampleBlock;; i++)
+                if (logits[i] == largest) return static_cast<int32_t>(i);
+        }
+    }
+
+    // All tokens with logits >= floor, in the order of their ids, into scratch.found.
+    void collect(float floor) {
+        auto& found = scratch.found;
+        found.logits.resize(vocab);
+        found.ids.resize(vocab);
+        int64_t count = 0;
+        for (int64_t block = 0; block < blocks(); block++) {
+            if (block_maximum(block) < floor) continue;
+            count += kernels.collect(logits, block * kSampleBlock, std::min((block + 1) * kSampleBlock, vocab), floor,
+                                     found.logits.data() + count, found.ids.data() + count);
+        }
+        found.logits.resize(count);
+        found.ids.resize(count);
+    }
+
+    // The first `count` tokens of the ranking (fewer if fewer are above -inf), into scratch.kept.
+    // Each of `count` groups with the largest maxima holds a token at least as large as the smallest of those maxima,
+    // so that maximum is a floor no wanted token lies under.
+    void rank(int64_t count) {
+        auto& maxima = scratch.ranked_maxima;
+        float floor = std::numeric_limits<float>::lowest();
+        if (count < static_cast<int64_t>(scratch.maxima.size())) {
+            maxima = scratch.maxima;
+            std::nth_element(maxima.begin(), maxima.begin() + (count - 1), maxima.end(), std::greater<>());
+            floor = std::max(floor, maxima[count - 1]);
+        }
+        collect(floor);
+        rank_found(count);
+        auto &kept = scratch.kept, &found = scratch.found;
+        kept.logits.clear(), kept.ids.clear();
+        for (int32_t i : scratch.order) kept.push(found.logits[i], found.ids[i]);
+    }
+
+    // Fills scratch.order with the ranking of scratch.found, its first `count` if there are more. Found tokens lie in the
+    // order of their ids, so equal logits rank by index.
+    void rank_found(int64_t count = std::numeric_limits<int64_t>::max()) {
+        const auto& found = scratch.found;
+        auto& order = scratch.order;
+        order.resize(found.ids.size());
+        std::iota(order.begin(), order.end(), 0);
+        auto before = [&](int32_t a, int32_t b) {
+            return found.logits[a] != found.logits[b] ? found.logits[a] > found.logits[b] : a < b;
+        };
+        if (static_cast<int64_t>(order.size()) > count) {
+            std::nth_element(order.begin(), order.begin() + count, order.end(), before);
+            order.resize(count);
+        }
+        std::sort(order.begin(), order.end(), before);
+    }
+
+    // Cuts scratch.kept after the token with which the ranked mass reaches `mass`; false if it is not reached.
+    bool cut_at_mass(double mass, float scale) {
+        auto& kept = scratch.kept;
+        scratch.weights.resize(kept.ids.size());
+        kernels.weights(kept.logits.data(), kept.ids.size(), largest, scale, scratch.weights.data());
+        double before = 0;
+        for (size_t i = 0; i < kept.ids.size(); i++) {
+            before += scratch.weights[i];
+            if (before >= mass) {
+                kept.logits.resize(i + 1);
+                kept.ids.resize(i + 1);
+                return true;
+            }
+        }
+        return false;
+    }
+
+    void keep_top_p(float top_p, float scale) {
+        const double mass = top_p * kernels.total_weight(logits, vocab, largest, scale);
+        rank(std::min(kSmallNucleus, vocab));
+        if (cut_at_mass(mass, scale) || vocab <= kSmallNucleus) return;
+
+        // A wide nucleus: sum the weights in bands of 1/64 nat below the largest logit, which finds the band where the
+        // mass is reached; only that band is ranked.
+        scratch.weights.resize(vocab);
+        kernels.weights(logits, vocab, largest, scale, scratch.weights.data());
+        auto band_of = [&](float logit) {  // the last band takes the rest, NaN with it
+            float below = (largest - logit) * scale * 64;
+            return below < kBands - 1 ? static_cast<int>(below) : kBands - 1;
+        };
+        scratch.bands.assign(kBands, 0.0);
+        for (int64_t i = 0; i < vocab; i++) scratch.bands[band_of(logits[i])] += scratch.weights[i];
+        double before = 0;
+        int last = 0;
+        while (last < kBands - 1 && before + scratch.bands[last] < mass) before += scratch.bands[last++];
+
+        auto &kept = scratch.kept, &found = scratch.found;
+        for (auto* list : {&kept, &found}) list->logits.clear(), list->ids.clear();
+        for (int64_t i = 0; i < vocab; i++) {
+            const int band = band_of(logits[i]);
+            if (band <= last && logits[i] > -kInfinity) (band < last ? kept : found).push(logits[i], static_cast<int32_t>(i));
+        }
+        rank_found();
+        for (int32_t i : scratch.order) {
+            if (before >= mass) break;
+            kept.push(found.logits[i], found.ids[i]);
+            before += scratch.weights[found.ids[i]];
+        }
+    }
+
+    // Fills scratch.kept with what the filters keep.
+    void filter(const SampleParams& p, float scale) {
+        auto& kept = scratch.kept;
+        float floor = p.min_p > 0 ? largest + kernels.log(p.min_p) / scale : -kInfinity;
+        if (p.top_k > 0 && p.top_k < vocab) {
+            rank(p.top_k);
+            if (p.top_p < 1)
+                cut_at_mass(p.top_p * kernels.total_weight(kept.logits.data(), kept.ids.size(), largest, scale), scale);
+        } else if (p.top_p < 1) {
+            keep_top_p(p.top_p, scale);
+        } else {
+            collect(floor);
+            std::swap(scratch.found, kept);
+            return;
+        }
+        size_t count = kept.ids.size();
+        while (count > 1 && kept.logits[count - 1] < floor) count--;
+        kept.logits.resize(count);
+        kept.ids.resize(count);
+    }
+
+    int32_t draw(const SampleParams& p, int64_t position) {
+        if (p.temperature <= 0) return argmax();
+        // Scores are relative to the largest logit; the limit only keeps 0 * scale a number.
+        float scale = 1.0f / std::max(p.temperature, 1e-30f);
+        NoiseKey key = noise_key(p.seed, position);
+        Winner none{-kInfinity, std::numeric_limits<int32_t>::max()};
+        if (p.top_k == 1) return argmax();
+        if ((p.top_k > 0 && p.top_k < vocab) || p.top_p < 1 || p.min_p > 0) {
+            filter(p, scale);
+            const auto& kept = scratch.kept;
+            return kernels.noisy_argmax(kept.logits.data(), kept.ids.data(), kept.ids.size(), largest, scale, key, none).token;
+        }
+        // The likeliest token first: it sets the mark that most others cannot reach.
+        int32_t first = argmax();
+        Winner start = kernels.noisy_argmax(logits + first, &first, 1, largest, scale, key, none);
+        return kernels.noisy_argmax(logits, nullptr, vocab, largest, scale, key, start).token;
+    }
+};
+
+// Hugging Face's form of the penalty of CTRL (Keskar et al. 2019): once per token, however often it was seen.
+void penalise(const float* logits, int64_t vocab, float penalty, std::span<const int32_t> seen, float* row) {
+    for (int32_t id : seen) {
+        if (id < 0 || id >= vocab) continue;
+        row[id] = logits[id] < 0 ? logits[id] * penalty : logits[id] / penalty;
+    }
+}
+
+uint64_t splitmix(uint64_t x) {
+    x += 0x9E3779B97F4A7C15;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+    return x ^ (x >> 31);
+}
+
+}  // namespace
+
+NoiseKey noise_key(uint64_t seed, int64_t position) {
+    uint64_t key = splitmix(splitmix(seed) ^ static_cast<uint64_t>(position));
+    return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+}
+
+Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t vocab, const SampleParams& p,
+               int64_t position, Seen seen, Scratch& scratch) {
+    Sampled result;
+    const float* row = logits;
+    if (p.repetition_penalty != 1) {
+        scratch.row.assign(logits, logits + vocab);
+        penalise(logits, vocab, p.repetition_penalty, seen.sequence, scratch.row.data());
+        penalise(logits, vocab, p.repetition_penalty, seen.drafted, scratch.row.data());
+        row = scratch.row.data();
+    }
+    result.token = Row(kernels, row, vocab, scratch).draw(p, position);
+    if (p.logprobs <= 0) return result;
+
+    Row model(kernels, logits, vocab, scratch);
+    float log_total = kernels.log(static_cast<float>(kernels.total_weight(logits, vocab, model.largest, 1.0f)));
+    auto logprob = [&](float logit) { return logit - model.largest - log_total; };
+    model.rank(std::min<int64_t>(p.logprobs, vocab));
+    scratch.top.clear();
+    for (size_t i = 0; i < scratch.kept.ids.size(); i++)
+        scratch.top.push_back({scratch.kept.ids[i], logprob(scratch.kept.logits[i])});
+    result.logprob = logprob(logits[result.token]);
+    result.top = scratch.top;
+    return result;
+}
+
+}  // namespace gmtp

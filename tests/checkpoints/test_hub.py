@@ -1,0 +1,188 @@
+"""Names of models, with a stand-in for the Hugging Face hub on this machine."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gemma_mtp.checkpoints.hub import resolve
+from gemma_mtp.errors import CheckpointError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BIG = bytes(range(256)) * (12 << 12)  # 12 MiB: the library writes, and takes up again, pieces of 10
+REPOSITORIES = {
+    "o/single": {"README.md": b"hello", "model.gguf": BIG},
+    "o/several": {"a-q4.gguf": b"4", "b-q8.gguf": b"8"},
+    "o/split": {"m-00001-of-00002.gguf": b"1", "m-00002-of-00002.gguf": b"2", "other-00001-of-00002.gguf": b"3"},
+    "o/folder": {"config.json": b"{}", "model.safetensors": b"w", "old.bin": b"no", "model.gguf": b"no"},
+    "o/nothing": {"README.md": b"hello"},
+}
+
+
+class Hub(ThreadingHTTPServer):
+    """The few requests a download makes. `cut` says how often to break off the file of o/single after 11 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.cut = 0
+        self.ranges: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if found := re.fullmatch(r"/api/models/(\w+/\w+)(/.*)?", path):
+            self.api(found[1], found[2] or "")
+        elif found := re.fullmatch(r"/(\w+/\w+)/resolve/\w+/(.*)", path):
+            self.file(found[1], found[2])
+        else:
+            self.reply(404)
+
+    do_HEAD = do_GET
+
+    def api(self, repo: str, rest: str) -> None:
+        if repo == "o/gated":
+            self.reply(403, X_Error_Code="GatedRepo")
+        elif repo == "o/broken":
+            self.reply(418)
+        elif repo not in REPOSITORIES:
+            self.reply(401, X_Error_Code="RepoNotFound")
+        elif rest.startswith("/tree"):
+            files = REPOSITORIES[repo].items()
+            tree = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files]
+            self.reply(200, json.dumps(tree).encode())
+        else:
+            siblings = [{"rfilename": name} for name in REPOSITORIES[repo]]
+            self.reply(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
+
+    def file(self, repo: str, name: str) -> None:
+        data = REPOSITORIES[repo][name]
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        if (part := self.headers.get("Range")) and self.command == "GET":
+            self.server.ranges.append(part)
+            start = int(part.removeprefix("bytes=").split("-")[0])
+            headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.reply(206, data[start:], **headers)
+        elif self.command == "GET" and repo == "o/single" and self.server.cut:
+            self.server.cut -= 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: 11 << 20])
+            self.close_connection = True
+        else:
+            self.reply(200, data, **headers)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run(home: Path, call: str, **environment: str) -> str:
+    """What a call of hub.py returns or raises, in a process of its own, since the library reads its settings once."""
+    code = (
+        "from gemma_mtp.checkpoints.hub import *\nfrom gemma_mtp.errors import CheckpointError\n"
+        f"try:\n    print({call})\nexcept CheckpointError as error:\n    print('error:', error)"
+    )
+    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=kept | settings, check=False, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+def pull(home: Path, hub: Hub, model: str) -> str:
+    return run(home, f"pull({model!r})", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_address[1]}")
+
+
+def test_a_pulled_model_is_resolved_without_network(tmp_path: Path, hub: Hub) -> None:
+    path = pull(tmp_path, hub, "o/single")
+    assert Path(path).read_bytes() == BIG
+    assert run(tmp_path, "resolve('o/single')", HF_HUB_OFFLINE="1") == path
+    assert run(tmp_path, "resolve('o/single:model.gguf')", HF_HUB_OFFLINE="1") == path
+    missing = run(tmp_path, "resolve('o/single:other.gguf')")
+    assert missing.endswith("fetch it with `gemma-mtp pull o/single:other.gguf`.")
+
+
+def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, hub: Hub) -> None:
+    hub.cut, hub.ranges = 1, []
+    path = pull(tmp_path, hub, "o/single")
+    assert Path(path).read_bytes() == BIG
+    assert hub.ranges == [f"bytes={10 << 20}-"]
+
+
+def test_only_what_the_model_needs_is_fetched(tmp_path: Path, hub: Hub) -> None:
+    folder = Path(pull(tmp_path, hub, "o/folder"))
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    first = Path(pull(tmp_path, hub, "o/split:m-00001-of-00002.gguf"))
+    assert sorted(file.name for file in first.parent.iterdir()) == ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("o/several", "'o/several' has several models: choose one as 'o/several:FILE' from 'a-q4.gguf', 'b-q8.gguf'."),
+    ("o/several:c.gguf", "'o/several' has no file 'c.gguf'."),
+    ("o/nothing", "'o/nothing' has neither GGUF files nor safetensors with a config.json."),
+    ("o/gated", "'o/gated' is gated: accept its terms on https://huggingface.co/o/gated, "
+     "then log in with `hf auth login`."),
+    ("o/absent", "There is no model 'o/absent' on the Hugging Face hub, or it is private and needs `hf auth login`."),
+    ("o/broken", "'o/broken' cannot be fetched: the Hugging Face hub answered with status 418."),
+    ("../x", "There is no file or folder '../x', nor is that a model's name ('owner/name')."),
+])  # fmt: skip
+def test_why_a_model_cannot_be_fetched_is_said(tmp_path: Path, hub: Hub, model: str, message: str) -> None:
+    assert pull(tmp_path, hub, model) == f"error: {message}"
+
+
+def test_a_hub_out_of_reach_is_said(tmp_path: Path) -> None:
+    message = "error: 'o/single' cannot be fetched: the Hugging Face hub is out of reach, or HF_HUB_OFFLINE is set."
+    assert run(tmp_path, "pull('o/single')", HF_HUB_OFFLINE="1") == message
+    assert run(tmp_path, "pull('o/single')", HF_ENDPOINT="http://127.0.0.1:9") == message
+
+
+def test_paths_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert resolve(str(file)) == resolve(file) == file
+    assert resolve(tmp_path) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/model.gguf") == file
+
+
+@pytest.mark.parametrize(
+    "name", ["", "no-such-model", "a/b/c", "/no/such/file", "a/b:", "a\n/b", "~nobody/x", "x" * 10_000]
+)
+def test_what_is_neither_a_path_nor_a_name_is_said(name: str) -> None:
+    with pytest.raises(CheckpointError, match="There is no file or folder") as caught:
+        resolve(name)
+    assert str(caught.value).isprintable()

@@ -1,0 +1,113 @@
+"""The command as its users run it: processes, exit codes, what goes to which stream."""
+
+import json
+import signal
+import subprocess
+import sys
+
+GEMMA_MTP = [sys.executable, "-m", "gemma_mtp"]
+PROMPT = "One, two, three, one, two, three, one, two"
+
+
+def command(*arguments, stdin=""):
+    return subprocess.run([*GEMMA_MTP, *map(str, arguments)], input=stdin, capture_output=True, text=True)
+
+
+def assert_one_sentence(done, *words):
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("gemma-mtp: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert str(word) in done.stderr
+
+
+def test_inspect_counts_sizes_and_memory():
+    done = command("inspect", "demo", "--json", "--ctx", 1000)
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert (found["architecture"], found["role"], found["layers"]) == ("gemma3", "target", 18)
+    assert found["parameters"] == 268_098_176
+    assert found["attention"] == {"sliding 512": 15, "full": 3}
+    assert found["types"]["Q5_0"]["tensors"] == 81
+    # K and V of 256 values in fp16: 15 sliding layers keep 512 tokens, 3 full ones all 1,000.
+    assert found["memory"]["kv cache"] == (15 * 512 + 3 * 1000) * 2 * 256 * 2
+
+
+def test_inspect_reads_well():
+    done = command("inspect", "demo")
+    assert "Q5_0 x81" in done.stdout
+    assert "KV cache of 32,768 tokens" in done.stdout
+
+
+def test_inspect_cpu():
+    found = json.loads(command("inspect", "--cpu", "--json").stdout)
+    assert found["kernels"] == found["can run"][0]
+    assert "portable" in found["can run"]
+
+
+def test_input_errors_are_one_sentence(tmp_path):
+    assert_one_sentence(command("inspect"), "--cpu")
+    assert_one_sentence(command("inspect", tmp_path / "none.gguf"), "none.gguf", "no file or folder")
+    assert_one_sentence(command("run", "-f", tmp_path / "none.txt"), "none.txt", "cannot be read")
+    assert_one_sentence(command("run", ""), "The prompt is empty")
+    assert_one_sentence(command("run", "-p", "a", "-f", "b"), "given twice")
+    assert_one_sentence(command("run", "Hello", "--draft", "fast"), "'fast'")
+    (tmp_path / "latin.txt").write_bytes(b"\xff")
+    assert_one_sentence(command("run", "-f", tmp_path / "latin.txt"), "latin.txt", "UTF-8")
+
+
+def test_usage_errors_exit_with_2():
+    assert command("run", "--no-such-option").returncode == 2
+    assert command("bench", "--repeats", "0").returncode == 2
+
+
+def test_run_gives_the_same_text_however_it_is_asked_and_drafted():
+    plain = json.loads(command("run", PROMPT, "-n", 24, "--draft", "off", "--json").stdout)
+    assert plain["stats"]["drafted"] == 0
+    assert (len(plain["tokens"]), plain["finish_reason"]) == (24, "length")
+    drafted = json.loads(command("run", "-m", "demo", "-p", PROMPT, "-n", 24, "--draft", "4", "--json").stdout)
+    assert drafted["stats"]["accepted"] > 0
+    assert drafted["tokens"] == plain["tokens"]
+    streamed = command("run", "-n", 24, "-t", 1, stdin=PROMPT + "\n")
+    assert streamed.stdout == plain["text"] + "\n"
+    assert streamed.stderr.startswith("[24 tokens, ")
+
+
+def test_show_drafts_colours_and_changes_nothing_else():
+    plain = command("run", "demo", PROMPT, "-n", 24, "--draft", "4").stdout
+    coloured = command("run", "demo", PROMPT, "-n", 24, "--draft", "4", "--show-drafts").stdout
+    assert "\x1b[32m" in coloured
+    assert coloured.replace("\x1b[32m", "").replace("\x1b[0m", "") == plain
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [*GEMMA_MTP, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+
+
+def test_ctrl_c_keeps_the_text_and_says_so():
+    with start("run", PROMPT, "-n", "5000") as process:
+        text = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate()
+    assert process.returncode == 130
+    assert (text + rest).endswith(b"\n")
+    assert errors.count(b"\n") == 1
+    assert b"cancelled" in errors
+
+
+def test_a_reader_that_leaves_ends_the_run():
+    with start("run", PROMPT, "-n", "5000") as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait() == 1
+    assert errors == b""
+
+
+def test_settings_out_of_range_are_one_sentence():
+    assert_one_sentence(command("run", PROMPT, "--top-p", "2"), "top_p", "2")
+    assert_one_sentence(command("run", PROMPT, "--ctx", "40000"), "40000", "32768")
+    assert_one_sentence(command("run", PROMPT * 50, "--ctx", "20"), "20")

@@ -1,0 +1,101 @@
+"""A target without a model: its logits are a function of the whole prefix, so any slip in what it was fed shows."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from gemma_mtp import _native
+from gemma_mtp.decoding import Rows, SamplingParams, TokenLogprobs
+
+VOCAB = 40
+
+
+class FakeTarget:
+    """Implements Target over sequences that are plain lists of the tokens in the cache."""
+
+    def __init__(self, spread: float = 2.0, order: int | None = None):
+        """order: how many last tokens the logits depend on; None for all."""
+        self._sampler = _native.Sampler()
+        self._spread = spread
+        self._order = order
+        self.passes: list[int] = []
+        self.interrupt_at: int | None = None  # index of the pass that Ctrl-C falls into
+
+    def logits(self, prefix: Sequence[int]) -> np.ndarray:
+        seen = prefix if self._order is None else prefix[len(prefix) - self._order :]
+        rng = np.random.default_rng(zlib.crc32(np.asarray(seen, np.int32).tobytes()))
+        return (self._spread * rng.standard_normal(VOCAB)).astype(np.float32)
+
+    def step(self, sequence: list[int], tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+        assert tokens
+        assert 0 <= rows <= len(tokens)
+        self.passes.append(len(tokens))
+        before = list(sequence)
+        sequence.extend(tokens)
+        if self.interrupt_at == len(self.passes) - 1:
+            raise KeyboardInterrupt
+        ids, logprobs = [], []
+        for length in range(len(sequence) - rows + 1, len(sequence) + 1):
+            token, chosen, top = self._sampler.sample(
+                self.logits(sequence[:length]),
+                length,
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                repetition_penalty=params.repetition_penalty,
+                seed=params.seed,
+                logprobs=params.logprobs,
+                seen=before,
+                drafted=sequence[len(before) : length],
+            )
+            ids.append(token)
+            logprobs.append(TokenLogprobs(chosen, top))
+        return Rows(ids, logprobs if params.logprobs else None)
+
+    def truncate(self, sequence: list[int], length: int) -> None:
+        assert 0 <= length <= len(sequence)
+        del sequence[length:]
+
+
+class FakeText:
+    """Letters a..e; every seventh token is half a character that the next token completes."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def push(self, token: int) -> str:
+        letter = "abcde"[token % 5]
+        if token % 7 == 0:
+            self._half += letter
+            return ""
+        text, self._half = self._half + letter, ""
+        return text
+
+    def flush(self) -> str:
+        text, self._half = self._half, ""
+        return text
+
+
+class OracleDrafts:
+    """Knows the text to come, and proposes it rightly with a given probability a token."""
+
+    def __init__(self, prompt: Sequence[int], output: Sequence[int], right: float, seed: int = 0):
+        self._text = [*prompt, *output]
+        self._right = right
+        self._rng = np.random.default_rng(seed)
+        self.at = 0
+
+    @property
+    def confidence(self) -> int | None:
+        return 0
+
+    def propose(self, depth: int) -> list[int]:
+        coming = (self._text[self.at : self.at + depth] + [0] * depth)[:depth]
+        return [t if self._rng.random() < self._right else (t + 1) % VOCAB for t in coming]
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        if self._text[self.at : self.at + len(tokens)] != list(tokens):
+            raise AssertionError("the source was told a token that plain decoding does not give")
+        self.at += len(tokens)

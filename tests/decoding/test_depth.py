@@ -1,0 +1,137 @@
+"""Draft-length control in simulated time: cost curves, drafts and acceptances are given, nothing is measured."""
+
+import numpy as np
+import pytest
+
+from gemma_mtp.decoding import AutoDepth, FixedDepth
+from gemma_mtp.errors import SettingsError
+
+STEEP = [1, 1.9, 2.7, 3, 3.4, 3.9, 4.4, 4.9, 5.4]
+FLAT = [1, 1.05, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3]
+KINK = [1, 1.5, 1.55, 1.6, 1.65, 1.7, 1.75, 1.8, 1.85]
+CURVES = {"steep": STEEP, "flat": FLAT, "kink": KINK}
+
+
+def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0.002, confidences=1):
+    """Seconds for so many tokens. acceptance(token, confidence) is the chance of each draft there."""
+    rng = np.random.default_rng(seed)
+    done, seconds, depths = 0, 0.0, []
+    while done < tokens:
+        confidence = int(rng.integers(confidences))
+        depth = control.choose(confidence, len(curve) - 1)
+        accepted = 0
+        while accepted < depth and rng.random() < acceptance(done, confidence):
+            accepted += 1
+        cost = curve[depth] * np.exp(noise * rng.standard_normal())
+        if noise and rng.random() < 0.02:
+            cost *= 4  # another process took the core
+        control.update(confidence, depth, accepted, depth * draft, cost)
+        done += 1 + accepted
+        seconds += curve[depth] + depth * draft  # judged without the noise
+        depths.append(depth)
+    return seconds * tokens / done, depths
+
+
+def auto(curve):
+    return AutoDepth(curve, draft_seconds=0.002)
+
+
+def best_fixed(curve, acceptance, **options):
+    return min(simulate(FixedDepth(d), curve, acceptance, **options)[0] for d in range(len(curve)))
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("tokens", [200, 5000])
+@pytest.mark.parametrize("confidences", [1, 4])
+def test_text_that_never_accepts_costs_next_to_nothing(curve, noise, tokens, confidences):
+    curve = CURVES[curve]
+    seconds, _ = simulate(auto(curve), curve, lambda *_: 0.0, tokens=tokens, noise=noise, confidences=confidences)
+    assert tokens / seconds >= 0.98
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.85, 0.95, 1.0])
+def test_near_the_best_fixed_depth(curve, noise, share):
+    curve = CURVES[curve]
+    options = {"acceptance": lambda *_: share, "tokens": 3000}
+    fixed = best_fixed(curve, **options)
+    runs = [simulate(auto(curve), curve, noise=noise, seed=seed, **options)[0] for seed in range(6)]
+    # A gain of a few per cent is told late from none.
+    assert np.mean(runs) < (1.05 if fixed < 0.9 * 3000 else 1.08) * fixed
+    assert max(runs) < 1.15 * fixed
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_a_curve_like_llama_cpps_is_not_drafted_on(share):
+    curve = STEEP[:4]
+    seconds, depths = simulate(auto(curve), curve, lambda *_: share)
+    assert seconds < 1.015 * 2000
+    assert np.mean(np.array(depths[100:]) > 0) < 0.1  # probes
+
+
+def test_each_confidence_has_a_depth_of_its_own():
+    def acceptance(_, confidence):
+        return (0.05, 0.95)[confidence]
+
+    control = auto(FLAT)
+    seconds, _ = simulate(control, FLAT, acceptance, confidences=2)
+    assert seconds < 0.95 * best_fixed(FLAT, acceptance, confidences=2)
+    assert control.choose(0, 8) <= 1
+    assert control.choose(1, 8) >= 4
+
+
+def test_follows_a_text_that_changes():
+    def acceptance(token, _):
+        return 0.95 if token // 1000 % 2 else 0.0
+
+    seconds, _ = simulate(auto(FLAT), FLAT, acceptance, tokens=6000)
+    apart = 3000 + best_fixed(FLAT, lambda *_: 0.95, tokens=3000)
+    assert seconds < 1.08 * apart  # five changes, each noticed after some dozens of rounds
+
+
+def test_settles_on_one_depth():
+    _, depths = simulate(auto(KINK), KINK, lambda *_: 0.8, tokens=5000)
+    late = np.array(depths[300:])
+    assert np.mean(late[1:] != late[:-1]) < 0.1
+
+
+def test_a_wrong_start_curve_is_corrected():
+    too_flat = [1 + 0.7 * (c - 1) for c in STEEP]
+    seconds, _ = simulate(auto(too_flat), STEEP, lambda *_: 0.6, tokens=3000)
+    assert seconds < 1.03 * 3000
+    seconds, _ = simulate(auto(STEEP), FLAT, lambda *_: 0.9, tokens=3000)
+    assert seconds < 1.2 * best_fixed(FLAT, lambda *_: 0.9, tokens=3000)
+
+
+def test_recovers_after_a_spell_of_load():
+    control = auto(FLAT)
+    simulate(control, FLAT, lambda *_: 0.9)
+    loaded = [3 * c * (1 + 0.2 * i) for i, c in enumerate(FLAT)]
+    simulate(control, loaded, lambda *_: 0.9, tokens=500)
+    simulate(control, FLAT, lambda *_: 0.9, tokens=2000)
+    seconds, _ = simulate(control, FLAT, lambda *_: 0.9)
+    assert seconds < 1.1 * best_fixed(FLAT, lambda *_: 0.9)
+
+
+def test_an_expensive_drafter_is_not_asked():
+    curve = FLAT
+    control = AutoDepth(curve, draft_seconds=0.6)
+    seconds, depths = simulate(control, curve, lambda *_: 0.5, draft=0.6)
+    assert seconds < 1.03 * 2000
+    assert np.mean(np.array(depths) > 0) < 0.15  # probes, half of which gain a token
+
+
+def test_limits_are_kept():
+    control = AutoDepth([1, 1, 1, 1])
+    assert control.choose(0, 8) == 3
+    assert control.choose(0, 1) == 1
+    assert FixedDepth(5).choose(0, 2) == 2
+    assert AutoDepth([1.0]).choose(0, 8) == 0
+
+
+@pytest.mark.parametrize("make", [lambda: FixedDepth(-1), lambda: AutoDepth([]), lambda: AutoDepth([1, 0])])
+def test_impossible_settings_are_refused(make):
+    with pytest.raises(SettingsError):
+        make()

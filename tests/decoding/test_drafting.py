@@ -1,0 +1,93 @@
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_mtp import _native
+from gemma_mtp.decoding import PromptLookup
+
+
+def longest_repeated_suffix(text):
+    """Length of the longest suffix that also ends before the end, and all the places where it ends."""
+    best, ends = 0, []
+    for end in range(1, len(text)):
+        length = 0
+        while length < end and text[end - 1 - length] == text[-1 - length]:
+            length += 1
+        if length > best:
+            best, ends = length, [end]
+        elif length == best and best:
+            ends.append(end)
+    return best, ends
+
+
+def continuation(text, end, count):
+    tokens = list(text)
+    for i in range(count):
+        tokens.append(tokens[end + i])
+    return tokens[len(text) :]
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(0, 60), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_matches_equal_brute_force_after_every_token(text, cuts):
+    lookup = _native.SuffixLookup()
+    for i, token in enumerate(text):
+        lookup.extend([token])
+        length, ends = longest_repeated_suffix(text[: i + 1])
+        assert lookup.match_length == length
+        if length:
+            assert lookup.match_end in ends
+            assert lookup.continuation(7) == continuation(text[: i + 1], lookup.match_end, 7)
+        else:
+            assert lookup.continuation(7) == []
+    # The chunking of the text makes no difference.
+    chunked = _native.SuffixLookup()
+    edges = [0, *sorted(c for c in cuts if c <= len(text)), len(text)]
+    for begin, end in pairwise(edges):
+        chunked.extend(text[begin:end])
+    assert (chunked.match_length, chunked.match_end, len(chunked)) == (
+        lookup.match_length,
+        lookup.match_end,
+        len(text),
+    )
+
+
+@given(st.lists(st.integers(0, 30), max_size=120))
+@settings(deadline=None)
+def test_the_most_recent_occurrence_is_taken(text):
+    lookup = _native.SuffixLookup()
+    lookup.extend(text)
+    length, ends = longest_repeated_suffix(text)
+    if length:
+        assert lookup.match_end == ends[-1]
+
+
+def test_proposals_continue_a_repetition_past_the_end_of_the_text():
+    lookup = PromptLookup()
+    lookup.advance([7, 1, 2, 3, 1, 2, 3, 1])
+    assert lookup.propose(8) == [2, 3, 1, 2, 3, 1, 2, 3]
+
+
+def test_short_matches_propose_nothing():
+    lookup = PromptLookup(min_match=3)
+    lookup.advance([1, 2, 3, 9, 2, 3])
+    assert lookup.confidence is None
+    assert lookup.propose(4) == []
+    lookup.advance([9, 2])
+    assert lookup.confidence is not None
+    assert lookup.propose(2) == [3, 9]
+
+
+def test_confidence_grows_with_the_match():
+    classes = []
+    for length in (1, 2, 3, 4, 8, 15, 16, 200):
+        lookup = PromptLookup()
+        lookup.advance([1000, *range(length), 1001, *range(length)])
+        classes.append(lookup.confidence)
+    assert classes == [None, 2, 2, 3, 4, 4, 5, 5]
+
+
+def test_an_empty_source_proposes_nothing():
+    assert PromptLookup().propose(3) == []
+    assert PromptLookup().confidence is None

@@ -1,0 +1,66 @@
+"""The same tokens with drafting off, on and at any depth, greedy and sampled, on the real model."""
+
+import pytest
+
+from gemma_mtp import Model, PromptError, SamplingParams, SettingsError
+from gemma_mtp.prompts import NINE_KINDS
+
+SAMPLED = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+
+
+@pytest.mark.parametrize("kind", list(NINE_KINDS))
+def test_drafting_never_changes_the_tokens(demo: Model, kind: str) -> None:
+    accepted = rejected = 0
+    for settings in ({}, {**SAMPLED, "seed": 7}):
+        params = SamplingParams(max_tokens=32, **settings)  # type: ignore[arg-type]
+        plain = demo.generate(NINE_KINDS[kind], params, draft="off")
+        for draft in (1, 4, "auto"):
+            drafted = demo.generate(NINE_KINDS[kind], params, draft=draft)
+            assert drafted.tokens == plain.tokens, f"draft {draft}, {settings}"
+            assert drafted.text == plain.text
+            accepted += drafted.stats.accepted
+            rejected += drafted.stats.drafted - drafted.stats.accepted
+    assert accepted > 0 or rejected > 0, "nothing was drafted, so nothing was tested"
+
+
+def test_the_text_streams_in_pieces_that_join_to_the_whole(demo: Model) -> None:
+    stream = demo.stream(NINE_KINDS["translate"], SamplingParams(max_tokens=48))
+    pieces = list(stream)
+    assert "".join(piece.text for piece in pieces) == stream.generation.text
+    assert [token for piece in pieces for token in piece.tokens] == stream.generation.tokens
+    assert {piece.origin for piece in pieces} <= {"target", "draft"}
+
+
+def test_logprobs_report_the_chosen_token_and_the_likeliest(demo: Model) -> None:
+    generation = demo.generate("The capital of France is", SamplingParams(max_tokens=4, logprobs=3))
+    assert generation.logprobs is not None
+    assert len(generation.logprobs) == 4
+    for token, row in zip(generation.tokens, generation.logprobs, strict=True):
+        assert row.top[0] == (token, row.chosen)  # greedy takes the likeliest
+        assert len(row.top) == 3
+
+
+def test_a_full_context_ends_the_generation(demo: Model) -> None:
+    small = Model.load("demo", context=16)
+    generation = small.generate("One two three four", SamplingParams(max_tokens=100, ignore_eos=True))
+    assert generation.finish_reason == "length"
+    assert generation.stats.prompt_tokens + len(generation.tokens) == 17  # the last token needs no place
+
+
+@pytest.mark.parametrize("draft", [-1, 33, "often"])
+def test_a_draft_length_out_of_range_is_refused(demo: Model, draft: int | str) -> None:
+    with pytest.raises(SettingsError, match="draft length"):
+        demo.generate("x", draft=draft)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(demo: Model) -> None:
+    with pytest.raises(PromptError, match="outside the vocabulary"):
+        demo.generate([2, 262144])
+
+
+def test_memory_is_given_back_after_every_generation(demo: Model) -> None:
+    stream = demo.stream("Once upon a time", SamplingParams(max_tokens=64))
+    next(stream)
+    stream.close()
+    assert demo.engine.cache.bytes_in_use == 0
+    assert stream.generation.finish_reason == "cancelled"
