@@ -29,7 +29,7 @@ from pathlib import Path
 PROMPT = "The capital of France is"
 WIDTHS = range(1, 9)
 CONTEXT = 4096
-OURS = [sys.executable, "-m", "gemma_mtp"]
+OURS = [sys.executable, "-P", "-m", "gemma_mtp"]  # the installed package, not a checkout without its extension
 
 
 def main() -> None:

@@ -1,10 +1,14 @@
-"""The real demo model, loaded once a session."""
+"""What every test shares: the real demo model, and child processes that import the package under test."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from gemma_mtp import Model
+
+# A child `python -c` would otherwise put the checkout first, whose gemma_mtp/ has no native extension when a wheel is tested.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture(scope="session")
