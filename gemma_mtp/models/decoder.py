@@ -29,8 +29,7 @@ def decode(ops: Ops[T], config: ModelConfig) -> Decoded[T]:
         x = attention(ops, config, layer, i, x)
         x = mlp(ops, i, x)
     hidden = ops.norm(ops.outputs(x), "final_norm")
-    (logits,) = ops.project(hidden, "embed" if config.tied_embedding else "lm_head")
-    return Decoded(logits, hidden)
+    return Decoded(ops.logits(hidden, "embed" if config.tied_embedding else "lm_head"), hidden)
 
 
 def attention(ops: Ops[T], config: ModelConfig, layer: LayerConfig, i: int, x: T) -> T:

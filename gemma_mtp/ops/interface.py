@@ -22,6 +22,9 @@ class Ops(Protocol[T]):
     def project(self, x: T, *weights: str) -> Sequence[T]:
         """weight @ x for each weight [outputs, inputs]."""
 
+    def logits(self, x: T, weight: str) -> T:
+        """weight @ x for a weight [vocab, inputs]: a score for every token."""
+
     def gated(self, x: T, gate: str, up: str) -> T:
         """gelu(gate @ x) * (up @ x), gelu in its tanh form."""
 

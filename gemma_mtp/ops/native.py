@@ -70,6 +70,9 @@ class NativeOps:
     def project(self, x: int, *weights: str) -> list[int]:
         return self._plan.project(x, [self._weights.matrix(weight) for weight in weights])
 
+    def logits(self, x: int, weight: str) -> int:
+        return self._plan.logits(x, self._weights.matrix(weight))
+
     def gated(self, x: int, gate: str, up: str) -> int:
         return self._plan.gated(x, self._weights.matrix(gate), self._weights.matrix(up))
 

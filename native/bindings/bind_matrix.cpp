@@ -61,22 +61,25 @@ PackedMatrix pack(const std::string& type, FileBytes data, int64_t rows, int64_t
 
 // The activations of a call: rows padded to a multiple of 32 columns, quantised if the weights are.
 struct Inputs {
-    Inputs(const float* x, int64_t rows, int64_t cols, const MatmulKernels& kernels)
-        : stride((cols + kBlock - 1) / kBlock * kBlock), x(rows * stride), q(rows * stride / kBlock) {
+    Inputs(const float* x, int64_t rows, int64_t cols, const MatmulKernels& kernels, int digits = 1)
+        : stride((cols + kBlock - 1) / kBlock * kBlock), digits(digits), x(rows * stride), q(rows * digits * stride / kBlock) {
+        if (digits != 1 && digits != 2) throw InputError("Activations have one digit or two.");
         for (int64_t r = 0; r < rows; r++) {
             memset(this->x.get() + r * stride, 0, stride * sizeof(float));
             memcpy(this->x.get() + r * stride, x + r * cols, cols * sizeof(float));
             kernels.quantize(view(), r, 0, stride);
         }
     }
-    Activations view() const { return {x.get(), q.get(), stride}; }
+    Activations view() const { return {x.get(), q.get(), stride, digits}; }
 
     int64_t stride;
+    int digits;
     AlignedArray<float> x;
     AlignedArray<QuantBlock> q;
 };
 
-FloatArray matmul(const PackedMatrix& w, Rows x, const std::string& isa, int64_t group0, int64_t group1, int row0, int row1) {
+FloatArray matmul(const PackedMatrix& w, Rows x, const std::string& isa, int64_t group0, int64_t group1, int row0, int row1,
+                  int digits) {
     const Matrix& m = w.view;
     const MatmulKernels& kernels = *kernels_for(isa).matmul;
     if (group1 < 0) group1 = m.groups();
@@ -87,7 +90,7 @@ FloatArray matmul(const PackedMatrix& w, Rows x, const std::string& isa, int64_t
     if (row0 < 0 || row0 > row1 || row1 > rows) throw InputError("The rows are not within the activations.");
     FloatArray result = new_array(rows, width);
     std::fill_n(result.data(), rows * width, 0.0f);
-    Inputs inputs(x.data(), rows, m.cols, kernels);
+    Inputs inputs(x.data(), rows, m.cols, kernels, digits);
     kernels.matmul(m, group0, group1, inputs.view(), row0, row1, result.data(), width);
     return result;
 }
@@ -197,7 +200,7 @@ void bind_matrix(nb::module_& m) {
     m.def("dequantize", &dequantize_bytes, "type"_a, "data"_a, "count"_a,
           "float32 [1, count]: the values of a GGUF tensor's bytes (uint8).");
     m.def("matmul", &matmul, "weights"_a, "x"_a, "isa"_a = "auto", "group0"_a = 0, "group1"_a = -1, "row0"_a = 0, "row1"_a = -1,
-          "x [T, cols] times the transposed matrix: float32 [T, rows padded to 16], zero outside groups group0..group1-1 and rows row0..row1-1.");
+          "digits"_a = 1, "x [T, cols] times the transposed matrix: float32 [T, rows padded to 16], zero outside groups group0..group1-1 and rows row0..row1-1.");
     m.def("quantize", &quantize_rows, "x"_a, "isa"_a = "auto",
           "int8 activations as the kernels see them: q [T, cols], scale [T, cols/32], sum of q [T, cols/32], all as float32.");
     m.def("time_matmul", &time_matmul, "weights"_a, "rows"_a, "threads"_a, "isa"_a = "auto", "repeats"_a = 10,

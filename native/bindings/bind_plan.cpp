@@ -101,6 +101,7 @@ void bind_plan(nb::module_& m) {
         .def("project", [](Plan& p, BufferId x, const std::vector<std::shared_ptr<Weight>>& w) {
                 return p.project(x, {w.begin(), w.end()});
             }, "x"_a, "weights"_a)
+        .def("logits", [](Plan& p, BufferId x, std::shared_ptr<Weight> w) { return p.logits(x, std::move(w)); }, "x"_a, "weight"_a)
         .def("gated", [](Plan& p, BufferId x, std::shared_ptr<Weight> gate, std::shared_ptr<Weight> up) {
                 return p.gated(x, std::move(gate), std::move(up));
             }, "x"_a, "gate"_a, "up"_a)

@@ -1,8 +1,9 @@
 // The matmul of every quantised type: a tile of T activation rows against one group of 16 weight rows.
 //
-// For each row and lane, in every build and for every tiling, block after block of 32 columns:
+// For each row, lane and digit, in every build and for every tiling, block after block of 32 columns:
 //   t   = sum over the block's scales of  scale * float(sum of (code - bias) * q)  [ + offset * float(sum of q) ]
 //   acc = fma(t, activation scale, acc)
+// and the sums of a row's digits are added. A tile knows a digit as just another row.
 #pragma once
 #include "dot-inl.h"
 
@@ -68,8 +69,8 @@ template <class W, Span span, int T> inline void add_dots(const uint8_t* planes,
     }
 }
 
-template <class W, int T> void tile(const uint8_t* group, int64_t blocks, const QuantBlock* a, int64_t stride, float* out,
-                                    int64_t out_stride) {
+template <class W, int T> void tile(const uint8_t* group, int64_t blocks, const QuantBlock* a, int64_t stride, int digits,
+                                    float* out, int64_t out_stride) {
     constexpr int per = W::block / kBlock;
     const uint8_t* planes = group + (blocks / per * W::scale_bytes + 63) / 64 * 64;
     f32x16 acc[T];
@@ -90,28 +91,32 @@ template <class W, int T> void tile(const uint8_t* group, int64_t blocks, const 
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) acc[t] = fma(sums[t], set1(a[t * stride].scale), acc[t]);
     }
-    for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
+    if (digits == 1)
+        for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
+    else
+        for (int t = 0; t + 1 < T; t += 2) store(out + t / 2 * out_stride, acc[t] + acc[t + 1]);
 }
 
-// One group against `rows` activation rows, in tiles as equal as can be.
+// One group against `rows` digits of activation rows, in tiles as equal as can be without parting the digits of a row.
 template <class W> void matmul_group(const uint8_t* group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
-                                     float* out, int64_t out_stride) {
+                                     int digits, float* out, int64_t out_stride) {
+    static_assert(kMaxTile % 2 == 0);
     const int64_t blocks = cols / kBlock;
-    for (int tiles = (rows + kMaxTile - 1) / kMaxTile; tiles; tiles--) {
-        const int T = (rows + tiles - 1) / tiles;
+    for (int tiles = (rows + kMaxTile - 1) / kMaxTile; rows; tiles--) {
+        const int even_share = (rows + tiles - 1) / tiles, T = (even_share + digits - 1) / digits * digits;
         switch (T) {
-            case 1: tile<W, 1>(group, blocks, a, stride, out, out_stride); break;
-            case 2: tile<W, 2>(group, blocks, a, stride, out, out_stride); break;
-            case 3: tile<W, 3>(group, blocks, a, stride, out, out_stride); break;
-            case 4: tile<W, 4>(group, blocks, a, stride, out, out_stride); break;
-            case 5: tile<W, 5>(group, blocks, a, stride, out, out_stride); break;
-            case 6: tile<W, 6>(group, blocks, a, stride, out, out_stride); break;
+            case 1: tile<W, 1>(group, blocks, a, stride, digits, out, out_stride); break;
+            case 2: tile<W, 2>(group, blocks, a, stride, digits, out, out_stride); break;
+            case 3: tile<W, 3>(group, blocks, a, stride, digits, out, out_stride); break;
+            case 4: tile<W, 4>(group, blocks, a, stride, digits, out, out_stride); break;
+            case 5: tile<W, 5>(group, blocks, a, stride, digits, out, out_stride); break;
+            case 6: tile<W, 6>(group, blocks, a, stride, digits, out, out_stride); break;
 #if !defined(GMTP_ISA_avx2)
-            case 7: tile<W, 7>(group, blocks, a, stride, out, out_stride); break;
-            case 8: tile<W, 8>(group, blocks, a, stride, out, out_stride); break;
+            case 7: tile<W, 7>(group, blocks, a, stride, digits, out, out_stride); break;
+            case 8: tile<W, 8>(group, blocks, a, stride, digits, out, out_stride); break;
 #endif
         }
-        a += T * stride, out += T * out_stride, rows -= T;
+        a += T * stride, out += T / digits * out_stride, rows -= T;
     }
 }
 
@@ -119,7 +124,7 @@ template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, 
                                float* out, int64_t out_stride) {
     const int64_t stride = x.stride / kBlock, size = (int64_t)group_bytes(w.type, w.cols);
     for (int64_t g = group0; g < group1; g++)
-        matmul_group<W>(w.data + g * size, w.cols, x.q + row0 * stride, stride, row1 - row0,
+        matmul_group<W>(w.data + g * size, w.cols, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
                         out + row0 * out_stride + g * kGroupRows, out_stride);
 }
 

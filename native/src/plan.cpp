@@ -52,17 +52,17 @@ BufferId Plan::make(int64_t width, Rows rows) {
     return static_cast<BufferId>(buffers_.size()) - 1;
 }
 
-// Notes that `reader` multiplies buffer `id`: quantised weights want its int8 form too.
-BufferId Plan::as_read(BufferId id, const Matrix& reader) {
+// Notes that `reader` multiplies buffer `id`: quantised weights want its int8 form too, in as many digits.
+void Plan::read_by(const Matrix& reader, BufferId id, int digits) {
     Buffer& b = get(id);
     if (reader.cols != b.width)
         throw InputError("a matrix of " + std::to_string(reader.cols) + " columns cannot multiply a vector of " + std::to_string(b.width));
-    if (is_float(reader.type) || b.quantised) return id;
-    const int64_t rows = b.rows == Rows::Pass ? max_rows_ : max_outputs_, n = rows * b.data.stride;
+    if (is_float(reader.type) || (b.quantised && b.data.digits >= digits)) return;
+    const int64_t rows = b.rows == Rows::Pass ? max_rows_ : max_outputs_, n = rows * b.data.stride * digits;
     b.quantised_memory = aligned_bytes(static_cast<size_t>(n / kBlock) * sizeof(QuantBlock));
     b.data.q = reinterpret_cast<QuantBlock*>(b.quantised_memory.get());
+    b.data.digits = digits;
     b.quantised = true;
-    return id;
 }
 
 void Plan::append(std::unique_ptr<Op> op) {
@@ -125,11 +125,20 @@ void Plan::heads(BufferId x, int64_t dim, std::vector<float> weight, float eps, 
 }
 
 std::vector<BufferId> Plan::project(BufferId x, std::vector<std::shared_ptr<const Weight>> weights) {
+    return multiply(x, std::move(weights), 2, "project");
+}
+
+BufferId Plan::logits(BufferId x, std::shared_ptr<const Weight> weight) {
+    return multiply(x, {std::move(weight)}, 1, "logits").front();
+}
+
+std::vector<BufferId> Plan::multiply(BufferId x, std::vector<std::shared_ptr<const Weight>> weights, int digits, const char* label) {
     if (weights.empty()) throw InputError("a projection needs a matrix");
     auto op = std::make_unique<ProjectOp>();
+    op->label = label;
     std::vector<BufferId> ids;
     for (const auto& w : weights) {
-        as_read(x, w->matrix);
+        read_by(w->matrix, x, digits);
         ids.push_back(make((w->matrix.rows + kLanes - 1) / kLanes * kLanes, get(x).rows));
         op->outs.push_back(&get(ids.back()));
     }
@@ -141,7 +150,7 @@ std::vector<BufferId> Plan::project(BufferId x, std::vector<std::shared_ptr<cons
 
 BufferId Plan::gated(BufferId x, std::shared_ptr<const Weight> gate, std::shared_ptr<const Weight> up) {
     if (gate->matrix.rows != up->matrix.rows || gate->matrix.rows % kLanes) throw InputError("gate and up must have the same number of rows, a multiple of 16");
-    as_read(x, gate->matrix), as_read(x, up->matrix);
+    read_by(gate->matrix, x, 1), read_by(up->matrix, x, 1);
     const BufferId id = make(gate->matrix.rows, get(x).rows);
     auto op = std::make_unique<GatedOp>();
     op->x = &get(x), op->gate = std::move(gate), op->up = std::move(up), op->out = &get(id);

@@ -112,23 +112,42 @@ def test_quantised_weights_against_float64(weight_type, isa):
     assert np.all(out[:, rows:] == 0)
 
 
+@pytest.mark.parametrize("weight_type", QUANTISED)
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_second_digit_keeps_what_rounding_leaves_over(weight_type, isa):
+    """What is then left is at most half a step of the second digit, 1 / 508 of the first's, for every activation."""
+    rows, cols = 35, columns(weight_type)
+    data = random_tensor(weight_type, rows, cols)
+    w = reference(weight_type, data, rows, cols).astype(np.float64)
+    x = activations(5, cols)
+    _, scale, _ = _native.quantize(x, isa)
+    out = _native.matmul(_native.pack(weight_type, data, rows, cols), x, isa, digits=2)
+    left_over = np.repeat(scale.astype(np.float64), 32, axis=1) / 508 @ np.abs(w).T
+    largest = np.repeat(np.abs(w).reshape(rows, -1, 32).max(axis=2), 32, axis=1)
+    steps = (cols // 32 + 8) * 2.0**-23 * 4 * (np.abs(x).astype(np.float64) @ largest.T) + 1e-30
+    assert np.all(np.abs(out[:, :rows] - x.astype(np.float64) @ w.T) <= 1.01 * left_over + steps)
+
+
 @pytest.mark.parametrize("weight_type", TYPES)
-def test_every_build_gives_the_same_bits(weight_type):
+@pytest.mark.parametrize("digits", [1, 2])
+def test_every_build_gives_the_same_bits(weight_type, digits):
     matrix = packed(weight_type)
     x = activations(17, matrix.cols)
-    expected = bits(_native.matmul(matrix, x, "portable"))
+    expected = bits(_native.matmul(matrix, x, "portable", digits=digits))
     for isa in ISAS:
-        np.testing.assert_array_equal(bits(_native.matmul(matrix, x, isa)), expected, err_msg=isa)
+        np.testing.assert_array_equal(bits(_native.matmul(matrix, x, isa, digits=digits)), expected, err_msg=isa)
 
 
 @pytest.mark.parametrize("weight_type", TYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_row_does_not_depend_on_its_batch(weight_type, isa):
+@pytest.mark.parametrize("digits", [1, 2])
+def test_a_row_does_not_depend_on_its_batch(weight_type, isa, digits):
     matrix = packed(weight_type)
     x = activations(17, matrix.cols)
-    alone = np.concatenate([_native.matmul(matrix, x[t : t + 1].copy(), isa) for t in range(17)])
+    alone = np.concatenate([_native.matmul(matrix, x[t : t + 1].copy(), isa, digits=digits) for t in range(17)])
     for rows in range(2, 18):
-        np.testing.assert_array_equal(bits(_native.matmul(matrix, x[:rows].copy(), isa)), bits(alone[:rows]))
+        out = _native.matmul(matrix, x[:rows].copy(), isa, digits=digits)
+        np.testing.assert_array_equal(bits(out), bits(alone[:rows]))
 
 
 @pytest.mark.parametrize("weight_type", TYPES)
@@ -144,12 +163,13 @@ def test_groups_can_be_cut_anyhow(weight_type, isa):
 
 @pytest.mark.parametrize("weight_type", TYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_rows_can_be_cut_anyhow(weight_type, isa):
+@pytest.mark.parametrize("digits", [1, 2])
+def test_rows_can_be_cut_anyhow(weight_type, isa, digits):
     matrix = packed(weight_type)
     x = activations(11, matrix.cols)
-    whole = _native.matmul(matrix, x, isa)
+    whole = _native.matmul(matrix, x, isa, digits=digits)
     for begin, end in [(0, 1), (1, 8), (2, 11), (10, 11), (4, 4)]:
-        part = _native.matmul(matrix, x, isa, row0=begin, row1=end)
+        part = _native.matmul(matrix, x, isa, row0=begin, row1=end, digits=digits)
         expected = np.zeros_like(whole)
         expected[begin:end] = whole[begin:end]
         np.testing.assert_array_equal(bits(part), bits(expected))

@@ -47,12 +47,14 @@ struct QuantBlock {
     int16_t whole[2];      // half[0] + half[1]
 };
 
-// The rows of a pass as a matmul reads them: `cols` floats a row, or the same quantised. Row r starts at r * stride of
-// x and at r * stride / 32 of q; stride is a multiple of 32.
+// The rows of a pass as a matmul reads them: `cols` floats a row, or the same quantised, in one digit or in two, of which
+// the second holds what rounding left over from the first. Row r starts at r * stride of x, and its digit p at
+// (r * digits + p) * stride / 32 of q; stride is a multiple of 32.
 struct Activations {
     float* x = nullptr;
     QuantBlock* q = nullptr;
     int64_t stride = 0;
+    int digits = 1;
 };
 
 struct MatmulKernels {

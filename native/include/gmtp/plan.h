@@ -61,7 +61,9 @@ public:
     BufferId norm(BufferId x, std::vector<float> weight, float eps);
     // RMS norm of each head of x (weight may be empty: ones; eps < 0: no norm), then rotation by `rope` (or -1), in place.
     void heads(BufferId x, int64_t dim, std::vector<float> weight, float eps, BufferId rope);
+    // Against quantised weights, project rounds x to int8 in two digits; gated and logits, which most bytes go to, in one.
     std::vector<BufferId> project(BufferId x, std::vector<std::shared_ptr<const Weight>> weights);
+    BufferId logits(BufferId x, std::shared_ptr<const Weight> weight);
     BufferId gated(BufferId x, std::shared_ptr<const Weight> gate, std::shared_ptr<const Weight> up);  // gelu(gate x) * up x
     BufferId gelu_times(BufferId gate, BufferId x, int64_t column);           // gelu(gate) * x[column : column + width]
     void add(BufferId x, BufferId y, float scale);                            // x = (x + y) * scale
@@ -92,7 +94,8 @@ private:
     friend class Op;
     BufferId make(int64_t width, Rows rows);
     Buffer& get(BufferId id);
-    BufferId as_read(BufferId id, const Matrix& reader);
+    void read_by(const Matrix& reader, BufferId id, int digits);
+    std::vector<BufferId> multiply(BufferId x, std::vector<std::shared_ptr<const Weight>> weights, int digits, const char* label);
     void append(std::unique_ptr<Op> op);
 
     std::shared_ptr<ThreadPool> pool_;
