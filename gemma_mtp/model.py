@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_mtp.checkpoints.gguf import GGUF
-from gemma_mtp.checkpoints.gguf_config import config_from_gguf
 from gemma_mtp.checkpoints.hub import resolve
-from gemma_mtp.checkpoints.names import name_weights
+from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import PromptLookup
@@ -28,6 +27,8 @@ Prompt = str | Sequence[int]
 Draft = int | str  # "auto", "off" or a number of tokens
 
 DEFAULT_CONTEXT = 8192
+
+_log = logging.getLogger("gemma_mtp")
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Model:
     ) -> Model:
         """Loads a checkpoint.
 
-        model: "demo", a GGUF file, or owner/name[:file] in the local hub cache.
+        model: "demo", a GGUF file, a folder as Hugging Face has it, or owner/name[:file] in the local hub cache.
         drafter: "auto" drafts by prompt lookup; "none" too, as this version has no trained drafters.
         threads: of a pass; the machine's cores if None. context: tokens a generation may hold, prompt included;
         8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None means that),
@@ -130,26 +131,24 @@ class Model:
             raise PairError(f"The drafter {drafter} cannot be used: this version drafts by prompt lookup alone.")
         if dtype not in (None, "as-is", "f32"):
             raise SettingsError(f"There is no dtype '{dtype}': use as-is or f32.")
-        path = resolve(str(model))
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder: this version runs GGUF files.")
-        file = GGUF.open(path)
-        config = config_from_gguf(file.metadata, file.tensors, path)
+        checkpoint = open_checkpoint(resolve(str(model)))
+        config = checkpoint.config
         if not isinstance(config, ModelConfig):
-            raise CheckpointError(f"{path} is a drafter: give it with its target.")
-        weights = name_weights(config, file.tensors, "gguf", path).weights
-        tokenizer = Tokenizer.from_gguf(file.metadata)
+            raise CheckpointError(f"{checkpoint.path} is a drafter: give it with its target.")
+        if skipped := checkpoint.skipped:
+            _log.warning("%s %s", checkpoint.path, skipped)
+        tokenizer = _tokenizer(checkpoint)
         if context is not None and not 1 <= context <= config.context:
             raise SettingsError(f"The context is {context}: it must be between 1 and the model's {config.context}.")
         engine = Engine(
             config,
-            weights,
+            checkpoint.weights,
             threads=_threads(threads),
             context=context or min(DEFAULT_CONTEXT, config.context),
             dtype="f32" if dtype == "f32" else "as-is",
             isa=isa,
         )
-        return cls(engine, tokenizer, str(file.metadata.get("general.name", path.stem)))
+        return cls(engine, tokenizer, _name(checkpoint, model))
 
     @property
     def config(self) -> ModelConfig:
@@ -240,6 +239,19 @@ class _Text:
 
     def push(self, token: int) -> str:
         return self._detokenizer.push([token])
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.metadata is None:
+        return Tokenizer.from_folder(checkpoint.path)
+    return Tokenizer.from_gguf(checkpoint.metadata)
+
+
+def _name(checkpoint: Checkpoint, model: str | Path) -> str:
+    """What a GGUF file calls itself; of a folder, its name or the one it has on the hub."""
+    if checkpoint.metadata is None:
+        return Path(model).name or checkpoint.path.resolve().name
+    return str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
 
 
 def _threads(asked: int | None) -> int:

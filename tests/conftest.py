@@ -7,7 +7,7 @@ import pytest
 
 from gemma_mtp import Model
 
-# A child `python -c` would otherwise put the checkout first, whose gemma_mtp/ has no native extension when a wheel is tested.
+# A child `python -c` would otherwise put the checkout first, whose package has no extension when a wheel is tested.
 os.environ["PYTHONSAFEPATH"] = "1"
 
 

@@ -168,9 +168,11 @@ def _layer_heads(text: Keys, index: int, kind: LayerKind, key_is_value: bool) ->
     head_dim, kv_heads = text.integer("head_dim", 256), text.integer("num_key_value_heads", 4)
     if text.has("per_layer_config"):
         overrides = text.section("per_layer_config")
-        if not overrides.has(str(index)):
+        # transformers pads the numbers of layers to the same length: "05" beside "11".
+        key = next((name for name in overrides.names() if name and name.lstrip("0") == str(index).lstrip("0")), None)
+        if key is None:
             return head_dim, kv_heads
-        own = overrides.section(str(index))
+        own = overrides.section(key)
         if unknown := own.names() - {"head_dim", "num_key_value_heads"}:
             raise own.fault(min(unknown), "set for one layer, which is not supported")
         return own.integer("head_dim", head_dim), own.integer("num_key_value_heads", kv_heads)

@@ -13,7 +13,7 @@ from gemma_mtp.checkpoints.gguf import GGUF, part_names
 from gemma_mtp.checkpoints.gguf_config import config_from_gguf
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.keys import read_json
-from gemma_mtp.checkpoints.names import name_weights
+from gemma_mtp.checkpoints.names import is_encoder, name_weights
 from gemma_mtp.checkpoints.safetensors import open_folder
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import DrafterConfig, ModelConfig
@@ -33,6 +33,12 @@ class Checkpoint:
     weights: dict[str, TensorInfo]
     ignored: list[str]
     metadata: Mapping[str, Any] | None
+
+    @property
+    def skipped(self) -> str | None:
+        """Of a multimodal checkpoint, what is left aside, as the end of a sentence about it."""
+        encoders = [name for name in self.ignored if is_encoder(name)]
+        return f"is run as text: {len(encoders)} tensors for images and sound are left aside." if encoders else None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -69,13 +69,11 @@ _LAYER_NAMES = {
 _HF_DECODERS = ("model.", "model.language_model.", "language_model.model.")
 
 # Tensors that text does not need: encoders of images and sound, and rotation factors, which the configuration holds.
-_IGNORED = {
-    "gguf": re.compile(r"rope_freqs\.weight|(v|a|mm)\..*"),
-    "hf": re.compile(
-        r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|multi_modal_projector)\..*"
-        r"|.*\.rotary_emb\..*"
-    ),
-}
+_ENCODER = re.compile(
+    r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|multi_modal_projector)\..*"
+    r"|(v|a|mm)\..*"
+)
+_ROTATION = re.compile(r"rope_freqs\.weight|.*\.rotary_emb\..*")
 
 
 @dataclass(frozen=True)
@@ -167,9 +165,18 @@ def name_weights(
             )
     duplicates = {file_name(name, file_format, decoder) for name in _duplicates(config)}
     rest = [name for name in tensors if name not in set(names.values())]
-    if left_over := [name for name in rest if name not in duplicates and not _IGNORED[file_format].fullmatch(name)]:
+    if left_over := [name for name in rest if name not in duplicates and not _is_ignored(name)]:
         raise CheckpointError(f"{source} has {_listed(left_over)}, which this kind of model does not use.")
     return NamedWeights({canonical: tensors[name] for canonical, name in names.items()}, rest)
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a file's tensor belongs to an encoder of images or sound."""
+    return _ENCODER.fullmatch(name) is not None
+
+
+def _is_ignored(name: str) -> bool:
+    return is_encoder(name) or _ROTATION.fullmatch(name) is not None
 
 
 def _duplicates(config: ModelConfig | DrafterConfig) -> list[str]:

@@ -17,8 +17,8 @@ from gemma_mtp.errors import CheckpointError
 
 from .tiny import DRAFTER, TARGETS, write_gguf
 
-SHARED = TARGETS["gemma4 with shared keys and per-layer embeddings"]
-EXPERTS = TARGETS["gemma4 with experts"]
+SHARED = TARGETS["E2B"]
+EXPERTS = TARGETS["26B-A4B"]
 
 HF = {
     "no model type": ({}, "lacks the key 'model_type'"),
@@ -47,7 +47,7 @@ HF = {
         {**SHARED, "rope_parameters": {"full_attention": {"rope_type": "default", "partial_rotary_factor": 0.5}}},
         "does not allow",
     ),
-    "experts beyond count": ({**EXPERTS, "top_k_experts": 5}, "5 active experts are more than the 4"),
+    "experts beyond count": ({**EXPERTS, "top_k_experts": 9}, "9 active experts are more than the 8"),
     "experts missing": ({**EXPERTS, "num_experts": None}, "lacks the key 'num_experts'"),
     "activation": ({**SHARED, "hidden_activation": "silu"}, "other than gelu_pytorch_tanh"),
     "bias": ({**SHARED, "attention_bias": True}, "bias"),
@@ -114,7 +114,7 @@ def test_a_fault_of_gguf_metadata_is_said(name: str) -> None:
     assert_one_sentence(str(caught.value))
 
 
-@pytest.mark.parametrize("factors", [[2.0] * 16, [1e30] * 16, [1.0] * 8, [1e30] * 4 + [1.0] * 12, [float("nan")] * 16])
+@pytest.mark.parametrize("factors", [[2.0] * 32, [1e30] * 32, [1.0] * 8, [1e30] * 4 + [1.0] * 28, [float("nan")] * 32])
 def test_rotation_factors_of_another_kind_are_said(tmp_path: Path, factors: list[float]) -> None:
     path = tmp_path / "model.gguf"
     write_gguf(path, config_from_hf(SHARED))
@@ -122,7 +122,7 @@ def test_rotation_factors_of_another_kind_are_said(tmp_path: Path, factors: list
     info = file.tensors["rope_freqs.weight"]
     data = np.array(factors, np.float32)
     changed = type(info)(info.name, data.shape, "F32", data.view(np.uint8), 0, info.file)
-    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight' that is not 16 times 1, then 1e30"):
+    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight' that is not 32 times 1, then 1e30"):
         config_from_gguf(file.metadata, {**file.tensors, info.name: changed}, path)
 
 

@@ -81,17 +81,17 @@ def test_layers_are_those_transformers_builds(kind: str) -> None:
 
 
 def test_layers_share_keys_with_the_last_own_layer_of_their_kind() -> None:
-    config = config_from_hf(TARGETS["gemma4 with shared keys and per-layer embeddings"])
+    config = config_from_hf(TARGETS["E2B"])
     assert isinstance(config, ModelConfig)
     assert [layer.shares_kv_with for layer in config.layers] == [None] * 6 + [4, 4, 5]
     assert (config.kv_source("sliding"), config.kv_source("full")) == (4, 5)
-    assert [layer.mlp_width for layer in config.layers] == [48] * 6 + [96] * 3
-    own = 4 * 2 * 2 * 16 * 32 + 2 * 2 * 2 * 32 * 100  # sliding layers keep their window, full ones all 100 positions
+    assert [layer.mlp_width for layer in config.layers] == [96] * 6 + [192] * 3
+    own = 4 * 2 * 32 * 32 + 2 * 2 * 64 * 100  # sliding layers keep their window, full ones all 100 positions
     assert config.kv_values(100) == own
 
 
 def test_earlier_and_later_spellings_of_a_config_mean_the_same() -> None:
-    earlier = TARGETS["gemma4 with keys as values"]
+    earlier = TARGETS["31B"]
     later = json.loads(AutoConfig.for_model(**earlier).to_json_string())
     assert "per_layer_config" in later
     assert "global_head_dim" not in later
@@ -133,7 +133,7 @@ def test_a_drafter_opens_from_both_formats(tmp_path: Path) -> None:
 
 
 def test_a_drafter_knows_its_target() -> None:
-    config = config_from_hf(TARGETS["gemma4 with shared keys and per-layer embeddings"])
+    config = config_from_hf(TARGETS["E2B"])
     drafter = config_from_hf({**DRAFTER, "backbone_hidden_size": 64})
     assert isinstance(config, ModelConfig)
     assert isinstance(drafter, DrafterConfig)
@@ -142,8 +142,8 @@ def test_a_drafter_knows_its_target() -> None:
         dataclasses.replace(drafter, backbone_hidden=32).check_target(config)
     with pytest.raises(PairError, match="has 512 tokens"):
         dataclasses.replace(drafter, vocab=512).check_target(config)
-    wide = tuple(dataclasses.replace(layer, head_dim=32) for layer in config.layers)
-    with pytest.raises(PairError, match="reads keys of size 16, but the target's have 32"):
+    wide = tuple(dataclasses.replace(layer, head_dim=64) for layer in config.layers)
+    with pytest.raises(PairError, match="reads keys of size 32, but the target's have 64"):
         drafter.check_target(dataclasses.replace(config, layers=wide))
     with pytest.raises(PairError, match="of which the target has none"):
         drafter.check_target(dataclasses.replace(config, layers=config.layers[:2]))
@@ -187,10 +187,10 @@ def test_missing_left_over_and_misshapen_weights_are_named(tmp_path: Path) -> No
     path.write_bytes(data.replace(block_count, block_count[:-4] + struct.pack("<I", 5)))
     with pytest.raises(CheckpointError, match=r"has the tensors 'blk\.5.* and 10 more, which this kind"):
         open_checkpoint(path)
-    key_length = b"attention.key_length" + struct.pack("<II", 4, 16)
+    key_length = b"attention.key_length" + struct.pack("<II", 4, 32)
     value_length = key_length.replace(b"key", b"value")
     assert value_length.replace(b"value", b"key") in data
-    wrong = data.replace(key_length, key_length[:-4] + struct.pack("<I", 32))
-    path.write_bytes(wrong.replace(value_length, value_length[:-4] + struct.pack("<I", 32)))
-    with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_q\.weight' of shape \[64, 64\] where its .* \[128, 64\]"):
+    wrong = data.replace(key_length, key_length[:-4] + struct.pack("<I", 64))
+    path.write_bytes(wrong.replace(value_length, value_length[:-4] + struct.pack("<I", 64)))
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_q\.weight' of shape .128, 64. where its .* .256, 64."):
         open_checkpoint(path)

@@ -1,0 +1,82 @@
+"""Model.load on everything but the demo: folders, multimodal checkpoints, and what cannot be loaded."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_mtp import CheckpointError, Model, SamplingParams
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+
+from .checkpoints.tiny import DRAFTER, TARGETS, write_folder, write_gguf
+from .text.vocabulary import metadata, reference, trained
+
+VOCABULARY = {"vocab_size": len(trained()[0]), "vocab_size_per_layer_input": len(trained()[0])}
+PROMPT = "The quick brown fox"
+
+
+def add_tokenizer(folder: Path, kind: str) -> None:
+    reference(kind).save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-gemma"
+    write_folder(folder, TARGETS["gemma3"] | VOCABULARY, eos_token_id=[1, 5])
+    add_tokenizer(folder, "llama")
+    return folder
+
+
+def test_a_folder_and_a_gguf_of_one_model_say_the_same(folder: Path, tmp_path: Path) -> None:
+    config = TARGETS["gemma3"] | VOCABULARY
+    write_gguf(tmp_path / "model.gguf", config_from_hf(config), tokenizer=metadata("llama"))
+    from_folder, from_file = Model.load(folder), Model.load(tmp_path / "model.gguf")
+    assert from_folder.name == "tiny-gemma"
+    assert from_folder.config.eos == (1, 5)
+    ids = from_folder.tokenize(PROMPT)
+    assert ids == from_file.tokenize(PROMPT)
+    assert ids[0] == 2
+    np.testing.assert_allclose(from_folder.logits(ids), from_file.logits(ids), rtol=1e-5, atol=1e-5)
+    params = SamplingParams(max_tokens=16)
+    assert from_folder.generate(PROMPT, params).text == from_file.generate(PROMPT, params).text
+
+
+def test_the_end_tokens_of_generation_config_end_a_generation(folder: Path, tmp_path: Path) -> None:
+    ids = Model.load(folder).generate(PROMPT, SamplingParams(max_tokens=8, ignore_eos=True)).tokens
+    write_folder(tmp_path, TARGETS["gemma3"] | VOCABULARY, eos_token_id=[1, ids[4]])
+    add_tokenizer(tmp_path, "llama")
+    generation = Model.load(tmp_path).generate(PROMPT, SamplingParams(max_tokens=8))
+    assert generation.tokens == ids[: ids.index(ids[4]) + 1]
+    assert generation.finish_reason == "stop"
+
+
+def test_a_multimodal_checkpoint_runs_as_text_and_says_what_it_skips(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"model_type": "gemma3", "text_config": TARGETS["gemma3"] | VOCABULARY}
+    tower = {f"model.vision_tower.layers.{i}.weight": np.ones((4, 4), np.float32) for i in range(3)}
+    write_folder(tmp_path, config, extra=tower)
+    add_tokenizer(tmp_path, "llama")
+    with caplog.at_level(logging.WARNING):
+        model = Model.load(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path} is run as text: 3 tensors for images and sound are left aside."
+    ]
+    ids = model.tokenize(PROMPT)
+    np.testing.assert_array_equal(model.logits(ids), Model.load(folder).logits(ids))
+
+
+def test_a_drafter_alone_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, DRAFTER)
+    with pytest.raises(CheckpointError, match="is a drafter: give it with its target"):
+        Model.load(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, TARGETS["gemma3"])
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist: a Hugging Face folder needs"):
+        Model.load(tmp_path)
