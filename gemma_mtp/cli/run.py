@@ -41,6 +41,7 @@ def run(
     repeat_penalty: Annotated[float, typer.Option(metavar="X", help="Above 1 discourages repetition.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", "-s", metavar="N", help="The same seed gives the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end tokens.")] = False,
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
@@ -74,6 +75,7 @@ def run(
         repetition_penalty=repeat_penalty,
         seed=seed,
         stop=stop or [],
+        ignore_eos=ignore_eos,
     )
     if text is None:
         from gemma_mtp.cli.session import Session

@@ -148,17 +148,19 @@ void RememberOp::run(const Run& r) const {
 
 void AttendOp::prepare(const Pass& pass) {
     tiles.clear();
-    int64_t longest = 0;
+    int64_t from = std::numeric_limits<int64_t>::max(), to = 0;
     const int tile_rows = static_cast<int>(std::max<int64_t>(1, kMaxQueries / group()));
     for (const Segment& s : pass.segments) {
         for (int i = 0; i < s.count; i += tile_rows) tiles.push_back({&s, s.row + i, std::min(tile_rows, s.count - i)});
-        longest = std::max(longest, s.start + s.count);
+        from = std::min(from, first_seen(s.start)), to = std::max(to, s.start + s.count);
     }
-    chunks = (longest + kChunkPositions - 1) / kChunkPositions;
+    first_chunk = from / kChunkPositions;
+    chunks = (to + kChunkPositions - 1) / kChunkPositions - first_chunk;
     split = static_cast<int64_t>(tiles.size()) * shape.kv_heads < 4 * static_cast<int64_t>(scratch.size()) && chunks > 1;
     if (split) {
         const size_t places = static_cast<size_t>(pass.rows) * heads * chunks;
-        if (partials.size() < places) partials.resize(places), results.resize(places * shape.head_dim);
+        if (parts->partials.size() < places) parts->partials.resize(places);
+        if (parts->results.size() < places * shape.head_dim) parts->results.resize(places * shape.head_dim);
     }
 }
 
@@ -210,13 +212,13 @@ void AttendOp::run(const Run& r) const {
         Partial partial[kMaxQueries];
 
         if (split) {
-            const int64_t chunk = piece % chunks;
+            const int64_t chunk = first_chunk + piece % chunks;
             if (chunk < first || chunk >= last) return;
             attend(r, tile, kv_head, h0, n, chunk, partial, mine.out.data());
             for (int i = 0; i < queries; i++) {
                 const size_t at = place(tile.row + i / n, head_of(i), chunk);
-                partials[at] = partial[i];
-                if (partial[i].total > 0) std::memcpy(&results[at * dim], &mine.out[i * dim], dim * sizeof(float));
+                parts->partials[at] = partial[i];
+                if (partial[i].total > 0) std::memcpy(&parts->results[at * dim], &mine.out[i * dim], dim * sizeof(float));
             }
             return;
         }
@@ -251,7 +253,8 @@ void MergeOp::run(const Run& r) const {
         const int64_t last = (a.past_seen(position) + kChunkPositions - 1) / kChunkPositions;
         for (int64_t chunk = a.first_seen(position) / kChunkPositions; chunk < last; chunk++) {
             const size_t from = a.place(at, head, chunk);
-            if (a.partials[from].total > 0) r.layer.merge(&running, result, &a.partials[from], &a.results[from * dim], dim);
+            const Partial& part = a.parts->partials[from];
+            if (part.total > 0) r.layer.merge(&running, result, &part, &a.parts->results[from * dim], dim);
         }
         if (running.total > 0) r.layer.scale(result, dim, 1.0f / running.total);
         r.wrote(*a.out, at, head * dim, head * dim + dim);

@@ -88,6 +88,12 @@ struct RememberOp : Op {
     void run(const Run& r) const override;
 };
 
+// What attention over single chunks gives, until it is merged; one for all attend ops of a plan.
+struct AttendParts {
+    std::vector<Partial> partials;  // [row][head][chunk]
+    std::vector<float> results;     // the same, [dim] each
+};
+
 // One row's queries against a cached layer, cut into chunks at fixed positions. With few rows each chunk is a piece of
 // its own and MergeOp folds them; with many, a piece folds its chunks itself. Either way the same steps in the same order.
 struct AttendOp : Op {
@@ -100,11 +106,10 @@ struct AttendOp : Op {
     int64_t behind;
 
     struct Tile { const Segment* segment; int row, rows; };        // consecutive rows of one segment
+    std::shared_ptr<AttendParts> parts;
     mutable std::vector<Tile> tiles;
-    mutable int64_t chunks = 0;                                     // chunks of the longest sequence
+    mutable int64_t first_chunk = 0, chunks = 0;                    // that any row sees
     mutable bool split = false;
-    mutable std::vector<Partial> partials;                          // [row][head][chunk]
-    mutable std::vector<float> results;                             // the same, [dim] each
     struct Scratch { std::vector<float> q, weights, out; };
     mutable std::vector<Scratch> scratch;                           // [thread]
 
@@ -117,7 +122,7 @@ struct AttendOp : Op {
         return shape.window && position + 1 > shape.window ? position + 1 - shape.window : 0;
     }
     int64_t past_seen(int64_t position) const { return position + 1 - behind; }
-    size_t place(int64_t row, int64_t head, int64_t chunk) const { return (row * heads + head) * chunks + chunk; }
+    size_t place(int64_t row, int64_t head, int64_t chunk) const { return (row * heads + head) * chunks + chunk - first_chunk; }
     // One chunk for the queries of a tile and a KV head (head offsets [h0, h0 + n) of its group).
     void attend(const Run& r, const Tile& tile, int64_t kv_head, int64_t h0, int64_t n, int64_t chunk, Partial* partial,
                 float* result) const;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
+#include <cstring>
 #include <map>
 #include <utility>
 
@@ -41,13 +43,8 @@ Buffer& Plan::get(BufferId id) {
 
 BufferId Plan::make(int64_t width, Rows rows) {
     if (width < 1 || width % kLanes) throw InputError("a vector of " + std::to_string(width) + " values: widths must be multiples of 16");
-    auto b = std::make_unique<Buffer>(Buffer{width, rows, {}, false, nullptr, nullptr});
+    auto b = std::make_unique<Buffer>(Buffer{width, rows, {}});
     b->data.stride = padded(width);
-    const size_t bytes = static_cast<size_t>(rows == Rows::Pass ? max_rows_ : max_outputs_) * b->data.stride * sizeof(float);
-    b->memory = aligned_bytes(bytes);
-    b->data.x = reinterpret_cast<float*>(b->memory.get());
-    if (width % kBlock)  // the last block of a row is quantised whole
-        std::fill_n(b->data.x, bytes / sizeof(float), 0.0f);
     buffers_.push_back(std::move(b));
     return static_cast<BufferId>(buffers_.size()) - 1;
 }
@@ -57,15 +54,74 @@ void Plan::read_by(const Matrix& reader, BufferId id, int digits) {
     Buffer& b = get(id);
     if (reader.cols != b.width)
         throw InputError("a matrix of " + std::to_string(reader.cols) + " columns cannot multiply a vector of " + std::to_string(b.width));
-    if (is_float(reader.type) || (b.quantised && b.data.digits >= digits)) return;
-    const int64_t rows = b.rows == Rows::Pass ? max_rows_ : max_outputs_, n = rows * b.data.stride * digits;
-    b.quantised_memory = aligned_bytes(static_cast<size_t>(n / kBlock) * sizeof(QuantBlock));
-    b.data.q = reinterpret_cast<QuantBlock*>(b.quantised_memory.get());
-    b.data.digits = digits;
+    if (is_float(reader.type)) return;
+    b.data.digits = std::max(b.data.digits, digits);
     b.quantised = true;
 }
 
+size_t Plan::float_bytes(const Buffer& b) const {
+    return static_cast<size_t>(b.rows == Rows::Pass ? max_rows_ : max_outputs_) * b.data.stride * sizeof(float);
+}
+
+size_t Plan::quantised_bytes(const Buffer& b) const {
+    return b.quantised ? float_bytes(b) / sizeof(float) / kBlock * b.data.digits * sizeof(QuantBlock) : 0;
+}
+
+void Plan::finish(std::span<const BufferId> kept) {
+    if (finished_) throw InputError("a finished plan cannot be finished again");
+    finished_ = true;
+    const int end = static_cast<int>(ops_.size());
+    struct Use { int first = INT_MAX, last = -1; };  // ops that touch a buffer
+    std::vector<Use> uses(buffers_.size());
+    for (int i = 0; i < end; i++)
+        for (const auto* ids : {&ops_[i]->reads, &ops_[i]->writes})
+            for (int id : *ids)
+                if (id >= 0) uses[id].first = std::min(uses[id].first, i), uses[id].last = i;
+    for (size_t id = 0; id < uses.size(); id++)
+        if (buffers_[id]->input) uses[id].first = 0;
+    for (BufferId id : kept) get(id).kept = true, uses[id].last = end;
+
+    struct Block { size_t bytes; uint8_t* memory; };
+    std::vector<Block> unused;
+    std::vector<std::pair<int, Block>> used;  // with the last op that does
+    for (int i = 0; i < end; i++) {
+        if (ops_[i]->barrier)  // only past a barrier has every thread left the ops before it
+            std::erase_if(used, [&](const auto& u) {
+                if (u.first < i) unused.push_back(u.second);
+                return u.first < i;
+            });
+        for (size_t id = 0; id < uses.size(); id++) {
+            if (uses[id].first != i) continue;
+            Buffer& b = *buffers_[id];
+            const bool shared = b.width % kBlock == 0;  // otherwise the zeros that fill a row's last block must stay
+            auto best = unused.end();
+            for (auto u = unused.begin(); shared && u != unused.end(); ++u)
+                if (u->bytes >= bytes(b) && (best == unused.end() || u->bytes < best->bytes)) best = u;
+            Block block{bytes(b), nullptr};
+            if (best != unused.end()) {
+                block = *best;
+                unused.erase(best);
+            } else {
+                arena_.push_back(aligned_bytes(block.bytes));
+                arena_bytes_ += block.bytes;
+                block.memory = arena_.back().get();
+            }
+            if (!shared) std::memset(block.memory, 0, block.bytes);
+            b.data.x = reinterpret_cast<float*>(block.memory);
+            if (b.quantised) b.data.q = reinterpret_cast<QuantBlock*>(block.memory + float_bytes(b));
+            if (shared) used.emplace_back(uses[id].last, block);
+        }
+    }
+}
+
+const Buffer& Plan::buffer(BufferId id) const {
+    const Buffer& b = *buffers_.at(id);
+    if (!finished_ || !(b.input || b.kept)) throw InputError("this buffer of the plan has no memory of its own");
+    return b;
+}
+
 void Plan::append(std::unique_ptr<Op> op) {
+    if (finished_) throw InputError("a finished plan takes no more ops");
     auto index = [&](int id) { return static_cast<size_t>(id >= 0 ? 2 * id : -2 * id - 1); };  // buffers even, layers odd
     auto touched = [&](int id) -> uint8_t& {
         if (touched_.size() <= index(id)) touched_.resize(index(id) + 1);
@@ -81,7 +137,11 @@ void Plan::append(std::unique_ptr<Op> op) {
     ops_.push_back(std::move(op));
 }
 
-BufferId Plan::input(int64_t width) { return make(width, Rows::Pass); }
+BufferId Plan::input(int64_t width) {
+    const BufferId id = make(width, Rows::Pass);
+    get(id).input = true;
+    return id;
+}
 
 BufferId Plan::embed(std::shared_ptr<const Table> table, float scale) {
     const BufferId id = make(table->cols, Rows::Pass);
@@ -213,9 +273,12 @@ BufferId Plan::attend(BufferId q, int layer, const KvLayer& shape, float scale, 
         s.q.resize(kMaxQueries * shape.head_dim), s.out.resize(kMaxQueries * shape.head_dim);
         s.weights.resize(kMaxQueries * kChunkPositions);
     }
-    op->reads = {q, -1 - layer}, op->writes = {id};
+    // The parts have a buffer's place in the account of who touches what, so that no op overwrites them before they are merged.
+    if (!parts_) parts_ = std::make_shared<AttendParts>(), parts_id_ = make(kLanes, Rows::Pass);
+    op->parts = parts_;
+    op->reads = {q, -1 - layer}, op->writes = {id, parts_id_};
     auto merge = std::make_unique<MergeOp>();
-    merge->attend = op.get(), merge->reads = {id}, merge->writes = {id};
+    merge->attend = op.get(), merge->reads = {id, parts_id_}, merge->writes = {id};
     append(std::move(op));
     append(std::move(merge));
     return id;
@@ -247,6 +310,7 @@ void Plan::softcap(BufferId x, float cap) {
 }
 
 void Plan::run(Pass& pass) {
+    if (!finished_) throw InputError("a plan must be finished before it runs");
     if (pass.rows < 1 || pass.rows > max_rows_) throw InputError("a pass must have between 1 and " + std::to_string(max_rows_) + " rows");
     if (static_cast<int>(pass.outputs.size()) > max_outputs_) throw InputError("a pass can have at most " + std::to_string(max_outputs_) + " outputs");
     if (!next_) next_ = std::make_unique<std::atomic<int64_t>[]>(ops_.size());
@@ -274,12 +338,6 @@ int Plan::barriers() const {
     int count = 0;
     for (const auto& op : ops_) count += op->barrier;
     return count;
-}
-
-size_t Plan::arena_bytes() const {
-    size_t total = 0;
-    for (const auto& b : buffers_) total += static_cast<size_t>(b->rows == Rows::Pass ? max_rows_ : max_outputs_) * b->data.stride * sizeof(float);
-    return total;
 }
 
 std::vector<std::pair<std::string, double>> Plan::profile() {

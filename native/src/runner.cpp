@@ -1,6 +1,6 @@
 #include "gmtp/runner.h"
 
-#include <numeric>
+#include <array>
 
 #include "gmtp/error.h"
 
@@ -8,6 +8,7 @@ namespace gmtp {
 
 Runner::Runner(std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, BufferId logits, BufferId hidden, int64_t vocab)
     : plan_(std::move(plan)), cache_(std::move(cache)), logits_(logits), hidden_(hidden), vocab_(vocab) {
+    plan_->finish(std::array{logits, hidden});
     if (plan_->buffer(logits).width < vocab) throw InputError("the plan's logits are narrower than the vocabulary");
     tokens_.reserve(plan_->max_rows());
 }

@@ -42,12 +42,14 @@ struct Buffer {
     Rows rows;
     Activations data;
     bool quantised = false;  // some reader wants the int8 form
-    std::shared_ptr<uint8_t[]> memory, quantised_memory;
+    bool input = false;      // filled by the caller before a run
+    bool kept = false;       // read by the caller after a run
 };
 
 using BufferId = int;
 
 class Op;
+struct AttendParts;
 
 class Plan {
 public:
@@ -76,16 +78,20 @@ public:
     BufferId outputs(BufferId x);                                             // the wanted rows of x
     void softcap(BufferId x, float cap);
 
-    // Runs all ops. The caller has reserved the rows' positions in the cache.
+    // Ends the recording: buffers that are never in use together share memory. Those in `kept` hold their values after a run.
+    void finish(std::span<const BufferId> kept);
+
+    // Runs all ops of a finished plan. The caller has reserved the rows' positions in the cache.
     void run(Pass& pass);
 
-    const Buffer& buffer(BufferId id) const { return *buffers_.at(id); }
+    // An input or a kept buffer of a finished plan.
+    const Buffer& buffer(BufferId id) const;
     int max_rows() const { return max_rows_; }
     int max_outputs() const { return max_outputs_; }
     ThreadPool& pool() { return *pool_; }
     const Kernels& kernels() const { return kernels_; }
     int barriers() const;
-    size_t arena_bytes() const;
+    size_t arena_bytes() const { return arena_bytes_; }
     // Seconds spent by thread 0 in each kind of op since the last call, when profiling is on.
     std::vector<std::pair<std::string, double>> profile();
     void set_profiling(bool on) { profiling_ = on; }
@@ -97,12 +103,20 @@ private:
     void read_by(const Matrix& reader, BufferId id, int digits);
     std::vector<BufferId> multiply(BufferId x, std::vector<std::shared_ptr<const Weight>> weights, int digits, const char* label);
     void append(std::unique_ptr<Op> op);
+    size_t bytes(const Buffer& b) const { return float_bytes(b) + quantised_bytes(b); }
+    size_t float_bytes(const Buffer& b) const;
+    size_t quantised_bytes(const Buffer& b) const;
 
     std::shared_ptr<ThreadPool> pool_;
     const Kernels& kernels_;
     int max_rows_, max_outputs_;
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<std::unique_ptr<Op>> ops_;
+    std::shared_ptr<AttendParts> parts_;
+    BufferId parts_id_ = -1;
+    std::vector<std::shared_ptr<uint8_t[]>> arena_;
+    size_t arena_bytes_ = 0;
+    bool finished_ = false;
     std::unique_ptr<std::atomic<int64_t>[]> next_;  // [op]: the next piece to hand out
     std::vector<uint8_t> touched_;  // per buffer and cache layer: accesses since the last barrier
     std::vector<double> seconds_;
