@@ -122,6 +122,10 @@ class CentroidsConfig:
     count: int
     active: int
 
+    def check(self, vocab: int) -> None:
+        _require(self.active <= self.count, f"{self.active} active centroids are more than the {self.count} there are")
+        _require(vocab % self.count == 0, f"{self.count} centroids cannot share {vocab} tokens evenly")
+
 
 @dataclass(frozen=True)
 class DrafterConfig:
@@ -141,18 +145,11 @@ class DrafterConfig:
     def __post_init__(self) -> None:
         _require(len(self.layers) > 0, "it has no layers")
         if self.centroids:
-            count, active = self.centroids.count, self.centroids.active
-            _require(active <= count, f"{active} active centroids are more than the {count} there are")
-            _require(self.vocab % count == 0, f"{count} centroids cannot share {self.vocab} tokens evenly")
+            self.centroids.check(self.vocab)
 
     def check_target(self, target: ModelConfig) -> None:
         """Raises PairError when this drafter cannot draft for `target`."""
-        if self.backbone_hidden != target.hidden:
-            raise PairError(
-                f"The drafter is for a target of hidden size {self.backbone_hidden}, but this one has {target.hidden}."
-            )
-        if self.vocab != target.vocab:
-            raise PairError(f"The drafter has {self.vocab} tokens, but the target has {target.vocab}.")
+        _check_sizes(self, target)
         for i, layer in enumerate(self.layers):
             source = target.kv_source(layer.kind)
             if source is None:
@@ -165,6 +162,40 @@ class DrafterConfig:
                     f"The {layer.heads} heads of the drafter's layer {i} cannot share the target's "
                     f"{target.layers[source].kv_heads} key/value heads evenly."
                 )
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Parallel heads on the target's last hidden state (models/heads.py); head i proposes the token i + 2 places on."""
+
+    backbone_hidden: int  # the target's hidden size
+    vocab: int
+    count: int
+    width: int  # of each head's gated MLP
+    eps: float
+    centroids: CentroidsConfig | None = None  # None: every token is scored
+
+    def __post_init__(self) -> None:
+        _require(self.count > 0, "it has no heads")
+        if self.centroids:
+            self.centroids.check(self.vocab)
+
+    def check_target(self, target: ModelConfig) -> None:
+        """Raises PairError when these heads cannot draft for `target`."""
+        _check_sizes(self, target)
+
+
+AnyDrafterConfig = DrafterConfig | HeadsConfig
+AnyConfig = ModelConfig | DrafterConfig | HeadsConfig
+
+
+def _check_sizes(drafter: AnyDrafterConfig, target: ModelConfig) -> None:
+    if drafter.backbone_hidden != target.hidden:
+        raise PairError(
+            f"The drafter is for a target of hidden size {drafter.backbone_hidden}, but this one has {target.hidden}."
+        )
+    if drafter.vocab != target.vocab:
+        raise PairError(f"The drafter has {drafter.vocab} tokens, but the target has {target.vocab}.")
 
 
 def layers_sharing_kv(kinds: list[LayerKind], last: int) -> list[int | None]:

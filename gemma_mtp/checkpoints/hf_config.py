@@ -7,10 +7,12 @@ from typing import Any
 
 from gemma_mtp.checkpoints.keys import MAX_LAYERS, Keys, shown
 from gemma_mtp.config import (
+    AnyConfig,
     CentroidsConfig,
     DrafterConfig,
     ExpertsConfig,
     Family,
+    HeadsConfig,
     LayerConfig,
     LayerKind,
     ModelConfig,
@@ -28,12 +30,13 @@ _TARGETS: dict[str, Family] = {
     "gemma4_unified_text": "gemma4",
 }
 _DRAFTERS = ("gemma4_assistant", "gemma4_unified_assistant")
+_HEADS = "gemma_mtp_heads"
 _KINDS: dict[str, LayerKind] = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
 def config_from_hf(
     config: Mapping[str, Any], source: object = "config.json", generation: Mapping[str, Any] | None = None
-) -> ModelConfig | DrafterConfig:
+) -> AnyConfig:
     """The configuration of a target or drafter. `source` names the file in errors. Raises CheckpointError.
 
     `generation` is generation_config.json, where chat models list all tokens that end a turn.
@@ -44,13 +47,15 @@ def config_from_hf(
         raise CheckpointError(f"{source} describes a model that cannot be: {fault}.") from None
 
 
-def _config(top: Keys, generation: Keys, source: object) -> ModelConfig | DrafterConfig:
+def _config(top: Keys, generation: Keys, source: object) -> AnyConfig:
     kind = top.text("model_type")
     unified = kind.startswith("gemma4_unified")
     if kind in _DRAFTERS:
         return _drafter(top, unified)
+    if kind == _HEADS:
+        return _heads(top)
     if kind not in _TARGETS:
-        known = ", ".join([*_TARGETS, *_DRAFTERS])
+        known = ", ".join([*_TARGETS, *_DRAFTERS, _HEADS])
         raise CheckpointError(f"{source} describes a model of the kind {shown(kind)}, but only {known} are supported.")
     text = top.section("text_config") if top.has("text_config") else top
     return _target(_TARGETS[kind], text, top, generation, unified)
@@ -92,6 +97,20 @@ def _drafter(top: Keys, unified: bool) -> DrafterConfig:
         vocab=text.integer("vocab_size", 262_144),
         layers=_gemma4_layers(text, unified, drafter=True),
         eps=text.number("rms_norm_eps", 1e-6),
+        centroids=centroids,
+    )
+
+
+def _heads(top: Keys) -> HeadsConfig:
+    centroids = None
+    if top.has("num_centroids"):
+        centroids = CentroidsConfig(top.integer("num_centroids"), top.integer("centroid_intermediate_top_k", 32))
+    return HeadsConfig(
+        backbone_hidden=top.integer("backbone_hidden_size"),
+        vocab=top.integer("vocab_size"),
+        count=top.integer("num_heads", high=64),
+        width=top.integer("intermediate_size"),
+        eps=top.number("rms_norm_eps", 1e-6),
         centroids=centroids,
     )
 

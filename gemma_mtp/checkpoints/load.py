@@ -16,7 +16,7 @@ from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.names import is_encoder, name_weights
 from gemma_mtp.checkpoints.safetensors import open_folder
 from gemma_mtp.checkpoints.tensors import TensorInfo
-from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.config import AnyConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError
 
 
@@ -29,7 +29,7 @@ class Checkpoint:
     """
 
     path: Path
-    config: ModelConfig | DrafterConfig
+    config: AnyConfig
     weights: dict[str, TensorInfo]
     ignored: list[str]
     metadata: Mapping[str, Any] | None

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gemma_mtp.checkpoints.keys import shown
 from gemma_mtp.checkpoints.tensors import TensorInfo
-from gemma_mtp.config import DrafterConfig, LayerConfig, ModelConfig
+from gemma_mtp.config import AnyConfig, DrafterConfig, HeadsConfig, LayerConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError
 
 Format = Literal["gguf", "hf"]
@@ -63,6 +63,7 @@ _LAYER_NAMES = {
     "expert_norm": _Names("pre_ffw_norm_2.weight", "pre_feedforward_layernorm_2.weight"),
     "post_ffn_norm_1": _Names("post_ffw_norm_1.weight", "post_feedforward_layernorm_1.weight"),
     "post_ffn_norm_2": _Names("post_ffw_norm_2.weight", "post_feedforward_layernorm_2.weight"),
+    "head_norm": _Names("head_norm.weight", "norm.weight"),
 }
 
 # Where the decoder lies in a Hugging Face file: of a text model, or inside a multimodal one (two generations of names).
@@ -84,8 +85,10 @@ class NamedWeights:
     ignored: list[str]
 
 
-def weight_shapes(config: ModelConfig | DrafterConfig) -> dict[str, tuple[int, ...]]:
+def weight_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     """Canonical name and shape of every weight of a model, in the order they are used."""
+    if isinstance(config, HeadsConfig):
+        return _heads_shapes(config)
     hidden = config.hidden
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab, hidden)}
     if isinstance(config, DrafterConfig):
@@ -101,8 +104,7 @@ def weight_shapes(config: ModelConfig | DrafterConfig) -> dict[str, tuple[int, .
     if isinstance(config, DrafterConfig):
         shapes["post_projection"] = (config.backbone_hidden, hidden)
         if config.centroids:
-            shapes["centroids"] = (config.centroids.count, hidden)
-            shapes["token_ordering"] = (config.vocab,)
+            shapes |= {"centroids": (config.centroids.count, hidden), "token_ordering": (config.vocab,)}
     elif not config.tied_embedding:
         shapes["lm_head"] = (config.vocab, hidden)
     return shapes
@@ -131,6 +133,17 @@ def _layer_shapes(config: ModelConfig | DrafterConfig, layer: LayerConfig) -> di
     return shapes
 
 
+def _heads_shapes(config: HeadsConfig) -> dict[str, tuple[int, ...]]:
+    hidden, width = config.backbone_hidden, config.width
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(config.count):
+        shapes |= {f"{i}.ffn_norm": (hidden,), f"{i}.gate": (width, hidden), f"{i}.up": (width, hidden)}
+        shapes |= {f"{i}.down": (hidden, width), f"{i}.head_norm": (hidden,)}
+    if config.centroids:
+        shapes |= {"centroids": (config.centroids.count, hidden), "token_ordering": (config.vocab,)}
+    return shapes
+
+
 def file_name(canonical: str, file_format: Format, decoder: str = "model.") -> str:
     """What a weight is called in a file. `decoder` is what HF names inside the decoder start with."""
     layer, _, name = canonical.rpartition(".")
@@ -143,7 +156,7 @@ def file_name(canonical: str, file_format: Format, decoder: str = "model.") -> s
 
 
 def name_weights(
-    config: ModelConfig | DrafterConfig,
+    config: AnyConfig,
     tensors: Mapping[str, TensorInfo],
     file_format: Format,
     source: object = "The checkpoint",
@@ -179,8 +192,10 @@ def _is_ignored(name: str) -> bool:
     return is_encoder(name) or _ROTATION.fullmatch(name) is not None
 
 
-def _duplicates(config: ModelConfig | DrafterConfig) -> list[str]:
+def _duplicates(config: AnyConfig) -> list[str]:
     """Weights that files may carry although others take their place: of shared keys and values, of a tied LM head."""
+    if isinstance(config, HeadsConfig):
+        return []
     if isinstance(config, DrafterConfig):
         sharing, tied = [*range(len(config.layers))], True
     else:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
@@ -37,8 +38,8 @@ class NativeWeights:
                 )
         return self._matrices[name]
 
-    def vector(self, name: str) -> list[float]:
-        return self._floats(self._tensors[name]).tolist()
+    def vector(self, name: str) -> NDArray[np.float32]:
+        return self._floats(self._tensors[name])
 
     @property
     def nbytes(self) -> int:
@@ -64,8 +65,9 @@ class NativeOps:
     def embed(self, weight: str, scale: float) -> int:
         return self._plan.embed(_native.Table.packed(self._weights.matrix(weight)), scale)
 
-    def norm(self, x: int, weight: str) -> int:
-        return self._plan.norm(x, self._weights.vector(weight), self._eps)
+    def norm(self, x: int, weight: str | None, factor: float = 1.0) -> int:
+        vector = self._weights.vector(weight) if weight else np.ones(0, np.float32)
+        return self._plan.norm(x, (vector * np.float32(factor)).tolist(), self._eps)
 
     def project(self, x: int, *weights: str) -> list[int]:
         return self._plan.project(x, [self._weights.matrix(weight) for weight in weights])
@@ -76,22 +78,42 @@ class NativeOps:
     def gated(self, x: int, gate: str, up: str) -> int:
         return self._plan.gated(x, self._weights.matrix(gate), self._weights.matrix(up))
 
-    def add_norm(self, x: int, y: int, weight: str) -> int:
-        self._plan.add_norm(x, y, self._weights.vector(weight), self._eps, 1.0)
+    def gelu_times(self, gate: int, x: int, column: int) -> int:
+        return self._plan.gelu_times(gate, x, column)
+
+    def add(self, x: int, y: int, factor: float = 1.0) -> int:
+        self._plan.add(x, y, factor)
         return x
 
-    def heads(self, x: int, head_dim: int, weight: str, rope: RopeConfig) -> int:
-        self._plan.heads(x, head_dim, self._weights.vector(weight), self._eps, self._rope(head_dim, rope))
+    def add_norm(self, x: int, y: int, weight: str, scale: str | None = None) -> int:
+        factor = self._weights.vector(scale)[0] if scale else 1.0
+        self._plan.add_norm(x, y, self._weights.vector(weight).tolist(), self._eps, float(factor))
+        return x
+
+    def scale(self, x: int, factor: float) -> int:
+        self._plan.scale(x, factor)
+        return x
+
+    def concat(self, a: int, b: int) -> int:
+        return self._plan.concat(a, b)
+
+    def heads(self, x: int, head_dim: int, weight: str | None, rope: RopeConfig | None) -> int:
+        vector = self._weights.vector(weight).tolist() if weight else []
+        self._plan.heads(x, head_dim, vector, self._eps, self._rope(head_dim, rope) if rope else -1)
         return x
 
     def remember(self, cache_layer: int, k: int, v: int) -> None:
         self._plan.remember(cache_layer, k, v)
 
-    def attend(self, q: int, cache_layer: int, layer: LayerConfig, scale: float) -> int:
-        return self._plan.attend(q, cache_layer, layer.kv_heads, layer.head_dim, layer.window or 0, scale)
+    def attend(self, q: int, cache_layer: int, shape: LayerConfig, scale: float, behind: int = 0) -> int:
+        return self._plan.attend(q, cache_layer, shape.kv_heads, shape.head_dim, shape.window or 0, scale, behind)
 
     def outputs(self, x: int) -> int:
         return self._plan.outputs(x)
+
+    def softcap(self, x: int, cap: float) -> int:
+        self._plan.softcap(x, cap)
+        return x
 
     def _rope(self, head_dim: int, rope: RopeConfig) -> int:
         """The buffer of the rows' angles, made once for all layers that turn alike."""

@@ -1,0 +1,198 @@
+// A small decoder with random weights, of every weight type and on every instruction set: the same bits however its rows are
+// cut into passes and spread over threads, and after drafts that are taken back. Built to be run under the sanitizers.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+
+#include "gmtp/error.h"
+#include "gmtp/lookup.h"
+#include "gmtp/runner.h"
+
+using namespace gmtp;
+
+namespace {
+
+constexpr int64_t kVocab = 208, kHidden = 256, kHeadDim = 32, kWidth = 512, kWindow = 40;
+constexpr int kHeads = 4, kKvHeads = 2, kLayers = 2, kMaxRows = 96, kMaxOutputs = 16;
+constexpr float kEps = 1e-6f;
+
+void check(bool condition, const char* what) {
+    if (condition) return;
+    std::fprintf(stderr, "FAILED: %s\n", what);
+    std::exit(1);
+}
+
+template <class F> void check_refused(F&& body, const char* what) {
+    try {
+        body();
+    } catch (const InputError&) {
+        return;
+    }
+    check(false, what);
+}
+
+uint32_t state = 1;
+uint32_t random_bits() { return state = state * 1664525u + 1013904223u; }
+
+// Bytes without the top exponent bits, so that whatever floats lie in them are finite and small.
+std::shared_ptr<const Weight> random_weight(WeightType type, int64_t rows, int64_t cols, ThreadPool& pool) {
+    std::vector<uint8_t> bytes(file_row_bytes(type, cols) * rows);
+    for (auto& b : bytes) b = static_cast<uint8_t>(random_bits() >> 24) & (is_float(type) ? 0x3B : 0x2B);
+    return Weight::pack(type, bytes.data(), bytes.size(), rows, cols, pool, [](size_t, size_t) {});
+}
+
+struct Weights {
+    std::shared_ptr<const Weight> embed;
+    struct Layer { std::shared_ptr<const Weight> q, k, v, o, gate, up, down; };
+    std::vector<Layer> layers;
+
+    Weights(WeightType type, ThreadPool& pool) {
+        auto make = [&](int64_t rows, int64_t cols) { return random_weight(type, rows, cols, pool); };
+        embed = make(kVocab, kHidden);
+        for (int i = 0; i < kLayers; i++)
+            layers.push_back({make(kHeads * kHeadDim * 2, kHidden), make(kKvHeads * kHeadDim, kHidden), make(kKvHeads * kHeadDim, kHidden),
+                              make(kHidden, kHeads * kHeadDim * 2), make(kWidth, kHidden), make(kWidth, kHidden), make(kHidden, kWidth)});
+    }
+};
+
+struct Engine {
+    std::shared_ptr<KvCache> cache;
+    std::shared_ptr<Runner> runner;
+
+    Engine(const Weights& w, const Kernels& kernels, int threads, KvType kv) {
+        auto pool = std::make_shared<ThreadPool>(threads);
+        auto plan = std::make_shared<Plan>(pool, kernels, kMaxRows, kMaxOutputs);
+        const std::vector<KvLayer> shapes = {{kKvHeads, kHeadDim, kWindow}, {kKvHeads, kHeadDim, 0}};
+        const std::vector<float> ones(kHidden, 1.0f), head_ones(kHeadDim, 1.0f);
+        std::vector<float> frequencies(kHeadDim / 2);
+        for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(10000.0f, -2.0f * i / kHeadDim);
+
+        BufferId x = plan->embed(std::make_shared<Table>(Table{w.embed->matrix.type, kVocab, kHidden, nullptr, w.embed}), 16.0f);
+        const BufferId rope = plan->rope(kHeadDim / 2, frequencies);
+        for (int i = 0; i < kLayers; i++) {
+            const auto& l = w.layers[i];
+            auto qkv = plan->project(plan->norm(x, ones, kEps), {l.q, l.k, l.v});
+            plan->heads(qkv[0], kHeadDim, head_ones, kEps, rope);
+            plan->heads(qkv[1], kHeadDim, head_ones, kEps, rope);
+            plan->heads(qkv[2], kHeadDim, {}, kEps, -1);
+            plan->remember(i, qkv[1], qkv[2]);
+            plan->add_norm(x, plan->project(plan->attend(qkv[0], i, shapes[i], 0.2f, 0), {l.o})[0], ones, kEps, 1.0f);
+            BufferId y = plan->gated(plan->norm(x, ones, kEps), l.gate, l.up);
+            y = plan->project(plan->gelu_times(y, plan->concat(y, y), kWidth), {l.down})[0];
+            plan->add_norm(x, y, ones, kEps, 0.5f);
+            plan->add(x, plan->norm(y, {}, kEps), 1.0f);
+            plan->scale(x, 1.1f);
+        }
+        const BufferId hidden = plan->norm(plan->outputs(x), ones, kEps), logits = plan->logits(hidden, w.embed);
+        plan->softcap(logits, 30.0f);
+        cache = std::make_shared<KvCache>(kv, shapes, 512, 32, 0);
+        runner = std::make_shared<Runner>(plan, cache, logits, hidden, kVocab);
+    }
+
+    void feed(int sequence, std::span<const int32_t> tokens, int outputs) {
+        const Feed f{sequence, tokens, outputs};
+        runner->forward({&f, 1});
+    }
+    std::vector<float> logits() const {
+        std::vector<float> all;
+        for (int i = 0; i < runner->outputs(); i++) all.insert(all.end(), runner->logits(i), runner->logits(i) + kVocab);
+        return all;
+    }
+};
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// The logits after the last of the tokens, fed `chunk` at a time.
+std::vector<float> run(Engine& e, std::span<const int32_t> tokens, size_t chunk, bool wrong_drafts) {
+    const int sequence = e.cache->create();
+    for (size_t at = 0; at < tokens.size(); at += chunk) {
+        e.feed(sequence, tokens.subspan(at, std::min(chunk, tokens.size() - at)), 1);
+        if (wrong_drafts && at + chunk < tokens.size()) {
+            const int64_t length = e.cache->length(sequence);
+            e.feed(sequence, tokens.first(13), 13);
+            e.cache->truncate(sequence, length);
+        }
+    }
+    auto result = e.logits();
+    e.cache->release(sequence);
+    return result;
+}
+
+void test_decoder(WeightType type, KvType kv) {
+    ThreadPool pool(2);
+    const Weights weights(type, pool);
+    std::vector<int32_t> tokens(150);
+    for (auto& t : tokens) t = static_cast<int32_t>(random_bits() % kVocab);
+    Engine reference(weights, kernels_for("portable"), 1, kv);
+    const auto expected = run(reference, tokens, kMaxRows, false);
+    for (float value : expected) check(std::isfinite(value), "logits are finite");
+    check(expected[0] != expected[1], "logits differ from token to token");
+    for (const char* isa : {"portable", "auto"})
+        for (int threads : {1, 3}) {
+            Engine e(weights, kernels_for(isa), threads, kv);
+            for (size_t chunk : {5, 64}) check(same_bits(run(e, tokens, chunk, false), expected), "chunks give the same bits");
+            check(same_bits(run(e, tokens, 30, true), expected), "wrong drafts leave no trace");
+
+            // Two sequences in one pass, each as if alone.
+            const int a = e.cache->create(), b = e.cache->create();
+            e.feed(a, std::span(tokens).first(90), 0), e.feed(a, std::span(tokens).subspan(90, 59), 0);
+            const Feed both[] = {{b, std::span(tokens).first(20), 1}, {a, std::span(tokens).last(1), 1}};
+            e.runner->forward(both);
+            check(std::memcmp(e.runner->logits(1), expected.data(), kVocab * sizeof(float)) == 0, "sequences do not mix");
+            check_refused([&] { e.runner->sample({}, {}); }, "rows of two sequences are not sampled as one");
+            e.cache->release(a), e.cache->release(b);
+            check(e.cache->bytes_in_use() == 0, "released sequences hold nothing");
+        }
+}
+
+void test_sampling() {
+    ThreadPool pool(2);
+    Engine e(Weights(WeightType::F32, pool), kernels_for("auto"), 2, KvType::F16);
+    const int sequence = e.cache->create();
+    std::vector<int32_t> tokens(16);
+    std::iota(tokens.begin(), tokens.end(), 5);
+    e.feed(sequence, tokens, 16);
+    for (float temperature : {0.0f, 0.7f, 1.5f})
+        for (int32_t top_k : {0, 1, 64})
+            for (float top_p : {1.0f, 0.9f})
+                for (float min_p : {0.0f, 0.05f}) {
+                    const SampleParams params{temperature, top_k, top_p, min_p, 1.1f, 7, 5};
+                    const auto sampled = e.runner->sample(params, std::span(tokens).first(1));
+                    check(sampled.size() == 16, "every output is sampled");
+                    for (const Sampled& s : sampled) check(s.token >= 0 && s.token < kVocab && s.top.size() == 5, "a token of the vocabulary");
+                }
+    check_refused([&] { e.feed(sequence, std::vector<int32_t>{static_cast<int32_t>(kVocab)}, 1); }, "a token outside the vocabulary is refused");
+    check_refused([&] { e.feed(sequence, std::vector<int32_t>(kMaxRows + 1), 1); }, "too long a pass is refused");
+    check(e.cache->length(sequence) == 16, "what is refused changes nothing");
+}
+
+// Against its definition: the longest suffix seen before, and what followed it.
+void test_lookup() {
+    SuffixLookup lookup;
+    std::vector<int32_t> text;
+    for (int i = 0; i < 400; i++) {
+        text.push_back(static_cast<int32_t>((random_bits() >> 20) % 3));
+        lookup.extend(std::span(text).last(1));
+        int64_t longest = 0;
+        for (size_t end = 1; end < text.size(); end++) {
+            size_t n = 0;
+            while (n < end && text[end - 1 - n] == text[text.size() - 1 - n]) n++;
+            longest = std::max<int64_t>(longest, static_cast<int64_t>(n));
+        }
+        check(lookup.match_length() == longest, "the longest match is found");
+        check(lookup.continuation(8).size() == (longest ? 8u : 0u), "a match is continued");
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (int t = 0; t <= static_cast<int>(WeightType::IQ4_XS); t++) test_decoder(static_cast<WeightType>(t), t % 2 ? KvType::F16 : KvType::F32);
+    test_sampling();
+    test_lookup();
+    std::puts("all as expected");
+}
