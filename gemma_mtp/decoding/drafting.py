@@ -1,9 +1,12 @@
 """Draft sources: whatever proposes the tokens that a pass of the target then verifies."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from gemma_mtp import _native
+from gemma_mtp.decoding.sampling import SamplingParams
+
+S = TypeVar("S", contravariant=True)
 
 
 class DraftSource(Protocol):
@@ -21,6 +24,34 @@ class DraftSource(Protocol):
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Appends decided tokens: the prompt first, then what each round kept (drafts, then the target's own token)."""
+
+
+class Drafting(Protocol[S]):
+    """A target with a drafter, as that drafter's source sees it. S is the target's handle of a sequence."""
+
+    def draft(self, sequence: S, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        """At most `depth` tokens to follow `token`, the newest of the sequence, which no pass has run over yet.
+
+        row: which of the rows that the sequence's last pass sampled gave `token`.
+        """
+
+
+class TrainedDrafter(Generic[S]):
+    """Proposes what a drafter checkpoint says, from what the target's last pass left behind."""
+
+    def __init__(self, engine: Drafting[S], sequence: S, params: SamplingParams):
+        self._engine, self._sequence, self._params = engine, sequence, params
+        self._token, self._row = -1, 0
+
+    @property
+    def confidence(self) -> int | None:
+        return 0
+
+    def propose(self, depth: int) -> list[int]:
+        return self._engine.draft(self._sequence, self._row, self._token, depth, self._params)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        self._token, self._row = tokens[-1], len(tokens) - 1
 
 
 class PromptLookup:
