@@ -15,12 +15,13 @@ from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import PromptLookup
+from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.decoding.verification import Decoding, FinishReason, Piece, TokenLogprobs
 from gemma_mtp.engine.engine import MAX_DEPTH, Engine, SequenceState
 from gemma_mtp.errors import CheckpointError, PairError, PromptError, SettingsError
+from gemma_mtp.ops.native import Dtype
 from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
 
 Prompt = str | Sequence[int]
@@ -86,11 +87,11 @@ class _AutoDepth:
     def __init__(self) -> None:
         self._auto: AutoDepth | None = None
 
-    def choose(self, confidence: int, limit: int) -> int:
-        return self._auto.choose(confidence, limit) if self._auto else 0
+    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+        return self._auto.choose(offers, limit) if self._auto else (0, 0)
 
     def update(
-        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
         if self._auto is None:
             self._auto = AutoDepth([seconds_pass * (1 + self.ROW_COST * row) for row in range(self.WIDEST)])
@@ -100,10 +101,10 @@ class _AutoDepth:
 class Model:
     """A target with what drafts for it. Make one with `Model.load`."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, drafter_name: str | None = None):
         self._engine, self._tokenizer = engine, tokenizer
         self.name = name
-        self.drafter_name = "prompt-lookup"
+        self.drafter_name = drafter_name or "prompt-lookup"
 
     @classmethod
     def load(
@@ -115,22 +116,22 @@ class Model:
         context: int | None = None,
         dtype: str | None = None,
         isa: str = "auto",
+        drafter_dtype: str | None = None,
     ) -> Model:
         """Loads a checkpoint.
 
         model: "demo", a GGUF file, a folder as Hugging Face has it, or owner/name[:file] in the local hub cache.
-        drafter: "auto" drafts by prompt lookup; "none" too, as this version has no trained drafters.
+        drafter: a drafter's file, folder or name; "none": only prompt lookup drafts. "auto" takes the one beside the
+        model, if there is one.
         threads: of a pass; the machine's cores if None. context: tokens a generation may hold, prompt included;
         8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None means that),
-        "f32" computes all in float32. isa: the instruction-set build, "auto" the best this CPU runs.
+        "f32" computes all in float32. isa: the instruction-set build, "auto" the best this CPU runs. drafter_dtype: the
+        dtype of the drafter; None: "f32" with a target in "f32", otherwise as is.
         Raises CheckpointError, SettingsError, PairError.
         """
         if backend != "native":
             raise SettingsError(f"There is no backend '{backend}': this version has the native one.")
-        if str(drafter) not in ("auto", "none"):
-            raise PairError(f"The drafter {drafter} cannot be used: this version drafts by prompt lookup alone.")
-        if dtype not in (None, "as-is", "f32"):
-            raise SettingsError(f"There is no dtype '{dtype}': use as-is or f32.")
+        precision, drafter_precision = _dtype(dtype), _dtype(drafter_dtype or ("f32" if dtype == "f32" else None))
         checkpoint = open_checkpoint(resolve(str(model)))
         config = checkpoint.config
         if not isinstance(config, ModelConfig):
@@ -145,10 +146,17 @@ class Model:
             checkpoint.weights,
             threads=_threads(threads),
             context=context or min(DEFAULT_CONTEXT, config.context),
-            dtype="f32" if dtype == "f32" else "as-is",
+            dtype=precision,
             isa=isa,
         )
-        return cls(engine, tokenizer, _name(checkpoint, model))
+        drafter_name = None
+        if str(drafter) not in ("auto", "none"):
+            assistant = open_checkpoint(resolve(str(drafter)))
+            if isinstance(assistant.config, ModelConfig):
+                raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
+            engine.attach(assistant.config, assistant.weights, drafter_precision)
+            drafter_name = _name(assistant, drafter)
+        return cls(engine, tokenizer, _name(checkpoint, model), drafter_name)
 
     @property
     def config(self) -> ModelConfig:
@@ -191,7 +199,7 @@ class Model:
                 params,
                 text=_Text(self._tokenizer.stream(skip_special=True)),
                 context=self.context,
-                source=PromptLookup() if depth else None,
+                sources=self._sources(sequence, params) if depth else (),
                 depth=depth,
                 eos_ids=self._tokenizer.eos_ids | set(self.config.eos),
             )
@@ -214,6 +222,11 @@ class Model:
     def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(ids), hidden]: the last hidden states, after the final norm."""
         return self._engine.hidden(self._checked(ids))
+
+    def _sources(self, sequence: SequenceState, params: SamplingParams) -> list[DraftSource]:
+        """What drafts, the first being the one that drafts at a fixed depth."""
+        lookup = PromptLookup()
+        return [TrainedDrafter(self._engine, sequence, params), lookup] if self._engine.drafter else [lookup]
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         if not 1 <= len(ids) <= self.context:
@@ -239,6 +252,15 @@ class _Text:
 
     def push(self, token: int) -> str:
         return self._detokenizer.push([token])
+
+
+def _dtype(asked: str | None) -> Dtype:
+    match asked:
+        case None | "as-is":
+            return "as-is"
+        case "f32":
+            return "f32"
+    raise SettingsError(f"There is no dtype '{asked}': use as-is or f32.")
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

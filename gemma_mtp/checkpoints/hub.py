@@ -102,7 +102,9 @@ def _existing(model: str | Path) -> Path | None:
 def _parse(model: str) -> tuple[str, str | None]:
     named = _REPOSITORY.fullmatch(model)
     if named is None:
-        raise CheckpointError(f"There is no file or folder {shown(model)}, nor is that a model's name ('owner/name').")
+        raise CheckpointError(
+            f"There is no file or folder {shown(model, 300)}, nor is that a model's name ('owner/name')."
+        )
     return named["repo"], named["file"]
 
 
