@@ -71,6 +71,7 @@ class TorchEngine:
         self._drafter: _Drafter | None = None
         self._sampler = _native.Sampler()
         self._last_logits = np.empty((0, config.vocab), np.float32)
+        self._last_draft: list[tuple[NDArray[np.float32], torch.Tensor]] = []  # logits and state of each step
 
     @property
     def threads(self) -> int:
@@ -132,10 +133,12 @@ class TorchEngine:
         state = sequence.hidden[row : row + 1]
         seen = [*sequence.tokens, newest]
         drafts: list[int] = []
+        self._last_draft = []
 
         def propose(logits: torch.Tensor) -> None:
-            position = len(seen) + len(drafts)
-            drafts.append(self._sample(_numpy(logits)[0], position, params, seen, drafts)[0])
+            scores = _numpy(logits)
+            drafts.append(self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts)[0])
+            self._last_draft.append((scores, state))
 
         if isinstance(config, DrafterConfig):
             for _ in range(depth):
@@ -161,6 +164,14 @@ class TorchEngine:
     def last_logits(self) -> NDArray[np.float32]:
         """float32 [rows, vocab] of the rows that the last pass sampled."""
         return self._last_logits
+
+    def last_draft(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of the last draft, for each token: its logits [drafts, vocab], and the hidden state after it [drafts, hidden].
+
+        Parallel heads make no states of their own: theirs is the target's.
+        """
+        logits, states = zip(*self._last_draft, strict=True)
+        return np.concatenate(logits), np.concatenate([_numpy(state) for state in states])
 
     def _forward(self, sequence: TorchSequence, tokens: Sequence[int], outputs: int) -> Decoded[torch.Tensor]:
         """Appends tokens to a sequence; the results of the last `outputs` of them."""
