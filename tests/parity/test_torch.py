@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.decoding import SamplingParams
+from gemma_mtp.engine.engine import Engine, SequenceState
 from gemma_mtp.engine.torch_engine import TorchEngine
 
 from ..checkpoints.tiny import TARGETS, write_folder, write_gguf
@@ -63,7 +64,36 @@ def torch_engine(target: Path, drafter: Path | None = None) -> TorchEngine:
     return engine
 
 
-@pytest.fixture(params=[torch_engine])
+class NativeEngine(Engine):
+    """Tells each step of its last draft by drafting once more for every one."""
+
+    def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        self._last = (sequence, row, token)
+        self._depth = depth
+        return super().draft(sequence, row, token, depth, params)
+
+    def last_draft(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.drafter is not None
+        logits = np.full((self._depth, self.config.vocab), -np.inf, np.float32)
+        states = []
+        for step in range(self._depth):
+            super().draft(*self._last, step + 1, GREEDY)
+            tokens, scores = zip(*self.drafter.logits(), strict=True)
+            logits[step, tokens] = scores
+            states.append(self.drafter.next_state()[0])
+        return logits, np.stack(states)
+
+
+def native_engine(target: Path, drafter: Path | None = None) -> NativeEngine:
+    checkpoint = open_checkpoint(target)
+    engine = NativeEngine(checkpoint.config, checkpoint.weights, threads=2, context=256, dtype="f32")
+    if drafter:
+        checkpoint = open_checkpoint(drafter)
+        engine.attach(checkpoint.config, checkpoint.weights, "f32")
+    return engine
+
+
+@pytest.fixture(params=[native_engine, torch_engine])
 def engine_for(request: pytest.FixtureRequest) -> EngineFor:
     """Makes an engine in float32 of a target's folder or GGUF file, and of a drafter's if there is one."""
     return request.param
