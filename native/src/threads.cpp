@@ -17,14 +17,15 @@ inline void relax() {
 #endif
 }
 
-// Spins for some tens of microseconds, then yields the core at each look: a busy machine must not stall the others.
-struct Backoff {
-    int looks = 0;
-    void wait() {
-        if (++looks < 2000) relax();
-        else std::this_thread::yield();
+// Waits until `value` is no longer `old`: spins for some tens of microseconds, then sleeps, since on a busy machine the
+// thread that is waited for may need this very core. Whoever changes `value` calls notify_all.
+template <class T> void wait_while(const std::atomic<T>& value, T old) {
+    for (int looks = 0; looks < 4000; looks++) {
+        if (value.load(std::memory_order_acquire) != old) return;
+        relax();
     }
-};
+    value.wait(old, std::memory_order_acquire);
+}
 
 }  // namespace
 
@@ -59,7 +60,7 @@ void ThreadPool::run(const std::function<void(int)>& body) {
         if (sleeping_) wake_.notify_all();
     }
     call(0);
-    for (Backoff b; running_.load(std::memory_order_acquire);) b.wait();
+    for (int left; (left = running_.load(std::memory_order_acquire));) wait_while(running_, left);
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -77,6 +78,7 @@ void ThreadPool::work(int thread) {
         seen = job_.load(std::memory_order_acquire);
         call(thread);
         running_.fetch_sub(1, std::memory_order_release);
+        running_.notify_all();
     }
 }
 
@@ -86,8 +88,9 @@ void ThreadPool::barrier() {
     if (waiting_.fetch_add(1, std::memory_order_acq_rel) == static_cast<int>(workers_.size())) {
         waiting_.store(0, std::memory_order_relaxed);
         phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
     } else {
-        for (Backoff b; phase_.load(std::memory_order_acquire) == phase;) b.wait();
+        wait_while(phase_, phase);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "gmtp/drafter.h"
 #include "gmtp/error.h"
 #include "gmtp/lookup.h"
 #include "gmtp/runner.h"
@@ -15,7 +16,8 @@ using namespace gmtp;
 namespace {
 
 constexpr int64_t kVocab = 208, kHidden = 256, kHeadDim = 32, kWidth = 512, kWindow = 40;
-constexpr int kHeads = 4, kKvHeads = 2, kLayers = 2, kMaxRows = 96, kMaxOutputs = 16;
+constexpr int kHeads = 4, kKvHeads = 2, kLayers = 2, kMaxRows = 96, kMaxOutputs = 16, kExperts = 5, kActiveExperts = 2;
+constexpr int kCentroids = 16, kActiveCentroids = 3;
 constexpr float kEps = 1e-6f;
 
 void check(bool condition, const char* what) {
@@ -45,7 +47,7 @@ std::shared_ptr<const Weight> random_weight(WeightType type, int64_t rows, int64
 
 struct Weights {
     std::shared_ptr<const Weight> embed;
-    struct Layer { std::shared_ptr<const Weight> q, k, v, o, gate, up, down; };
+    struct Layer { std::shared_ptr<const Weight> q, k, v, o, gate, up, down, router, experts_gate_up, experts_down; };
     std::vector<Layer> layers;
 
     Weights(WeightType type, ThreadPool& pool) {
@@ -53,18 +55,20 @@ struct Weights {
         embed = make(kVocab, kHidden);
         for (int i = 0; i < kLayers; i++)
             layers.push_back({make(kHeads * kHeadDim * 2, kHidden), make(kKvHeads * kHeadDim, kHidden), make(kKvHeads * kHeadDim, kHidden),
-                              make(kHidden, kHeads * kHeadDim * 2), make(kWidth, kHidden), make(kWidth, kHidden), make(kHidden, kWidth)});
+                              make(kHidden, kHeads * kHeadDim * 2), make(kWidth, kHidden), make(kWidth, kHidden), make(kHidden, kWidth),
+                              make(kExperts, kHidden), make(kExperts * 2 * kHidden, kHidden), make(kExperts * kHidden, kHidden)});
     }
 };
 
 struct Engine {
+    std::vector<KvLayer> shapes = {{kKvHeads, kHeadDim, kWindow}, {kKvHeads, kHeadDim, 0}};
+    std::shared_ptr<ThreadPool> pool;
+    const Kernels& kernels;
     std::shared_ptr<KvCache> cache;
     std::shared_ptr<Runner> runner;
 
-    Engine(const Weights& w, const Kernels& kernels, int threads, KvType kv) {
-        auto pool = std::make_shared<ThreadPool>(threads);
+    Engine(const Weights& w, const Kernels& isa, int threads, KvType kv) : pool(std::make_shared<ThreadPool>(threads)), kernels(isa) {
         auto plan = std::make_shared<Plan>(pool, kernels, kMaxRows, kMaxOutputs);
-        const std::vector<KvLayer> shapes = {{kKvHeads, kHeadDim, kWindow}, {kKvHeads, kHeadDim, 0}};
         const std::vector<float> ones(kHidden, 1.0f), head_ones(kHeadDim, 1.0f);
         std::vector<float> frequencies(kHeadDim / 2);
         for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = std::pow(10000.0f, -2.0f * i / kHeadDim);
@@ -82,6 +86,10 @@ struct Engine {
             BufferId y = plan->gated(plan->norm(x, ones, kEps), l.gate, l.up);
             y = plan->project(plan->gelu_times(y, plan->concat(y, y), kWidth), {l.down})[0];
             plan->add_norm(x, y, ones, kEps, 0.5f);
+            const BufferId scores = plan->project(plan->norm(x, ones, kEps), {l.router})[0];
+            y = plan->experts(plan->norm(x, ones, kEps), scores, l.experts_gate_up, l.experts_down,
+                              std::vector<float>(kExperts, 0.7f), kActiveExperts);
+            plan->add_norm(x, y, ones, kEps, 1.0f);
             plan->add(x, plan->norm(y, {}, kEps), 1.0f);
             plan->scale(x, 1.1f);
         }
@@ -149,6 +157,56 @@ void test_decoder(WeightType type, KvType kv) {
         }
 }
 
+// A drafter with a centroid head over the cache of a target: its drafts are those of steps taken one by one.
+void test_drafter(WeightType type) {
+    ThreadPool packing(1);
+    const Weights weights(type, packing);
+    const int64_t per = kVocab / kCentroids, padded = (per + kGroupRows - 1) / kGroupRows * kGroupRows;
+    const auto pre = random_weight(type, kHidden, 2 * kHidden, packing), post = random_weight(type, kHidden, kHidden, packing);
+    const auto q = random_weight(type, kHeads * kHeadDim, kHidden, packing);
+    const auto o = random_weight(type, kHidden, 256, packing);
+    const auto centroids = random_weight(type, kCentroids, kHidden, packing);
+    const auto head = random_weight(type, kCentroids * padded, kHidden, packing);
+    std::vector<int32_t> tokens(kCentroids * padded, -1);
+    for (int32_t t = 0; t < kVocab; t++) tokens[t / per * padded + t % per] = kVocab - 1 - t;
+
+    std::vector<std::vector<int32_t>> all;
+    for (int threads : {1, 3}) {
+        Engine e(weights, kernels_for("auto"), threads, KvType::F16);
+        auto plan = std::make_shared<Plan>(e.pool, e.kernels, 1, 1);
+        const std::vector<float> ones(kHidden, 1.0f), wide_ones(2 * kHidden, 1.0f);
+        const BufferId state = plan->input(kHidden);
+        const BufferId embed = plan->embed(std::make_shared<Table>(Table{type, kVocab, kHidden, nullptr, weights.embed}), 16.0f);
+        BufferId x = plan->project(plan->norm(plan->concat(embed, state), wide_ones, kEps), {pre})[0];
+        const BufferId seen = plan->attend(plan->project(plan->norm(x, ones, kEps), {q})[0], 1, e.shapes[1], 0.2f, 1);
+        plan->add_norm(x, plan->project(plan->concat(seen, plan->copy(seen)), {o})[0], ones, kEps, 1.0f);
+        const BufferId last = plan->norm(plan->outputs(x), ones, kEps);
+        const BufferId next = plan->project(last, {post})[0];
+        const BufferId logits = plan->centroid_logits(last, plan->project(last, {centroids})[0], head, tokens, kActiveCentroids);
+        Drafter drafter(plan, e.cache, {state, {logits}, next}, kVocab);
+
+        const int sequence = e.cache->create();
+        const std::vector<float> start(kHidden, 0.5f);
+        check_refused([&] { drafter.draft(sequence, 1, start, 1, {}); }, "an empty sequence has nothing to read");
+        e.feed(sequence, std::vector<int32_t>{3, 5, 7}, 1);
+        check_refused([&] { drafter.draft(sequence, kVocab, start, 1, {}); }, "a token outside the vocabulary is refused");
+        check_refused([&] { drafter.draft(sequence, 1, std::span(start).first(16), 1, {}); }, "a narrow state is refused");
+        for (float temperature : {0.0f, 1.0f}) {
+            const SampleParams params{temperature, 0, 1, 0, 1, 9, 0};
+            const auto together = drafter.draft(sequence, 11, start, 6, params);
+            check(together.size() == 6, "as many drafts as asked for");
+            for (int32_t t : together) check(t >= 0 && t < kVocab, "drafts are tokens");
+            const auto first = drafter.draft(sequence, 11, start, 1, params);
+            check(first[0] == together[0], "the first draft does not depend on the later ones");
+            int scored = 0;
+            for (size_t i = 0; i < drafter.logits(0).size(); i++) scored += drafter.candidates(0)[i] >= 0;
+            check(scored == kActiveCentroids * per, "the tokens of the chosen centroids are scored");
+            all.push_back(together);
+        }
+    }
+    check(all[0] == all[2] && all[1] == all[3], "drafts do not depend on the number of threads");
+}
+
 void test_sampling() {
     ThreadPool pool(2);
     Engine e(Weights(WeightType::F32, pool), kernels_for("auto"), 2, KvType::F16);
@@ -192,6 +250,7 @@ void test_lookup() {
 
 int main() {
     for (int t = 0; t <= static_cast<int>(WeightType::IQ4_XS); t++) test_decoder(static_cast<WeightType>(t), t % 2 ? KvType::F16 : KvType::F32);
+    for (auto type : {WeightType::F32, WeightType::Q8_0, WeightType::Q4_K}) test_drafter(type);
     test_sampling();
     test_lookup();
     std::puts("all as expected");

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.names import file_name, weight_shapes
-from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.config import AnyConfig, DrafterConfig, ModelConfig
 
 Weights = dict[str, np.ndarray]
 
@@ -92,14 +92,46 @@ DRAFTER = {
 }
 
 
-def random_weights(config: ModelConfig | DrafterConfig, seed: int = 0) -> Weights:
+HEADS = {
+    "model_type": "gemma_mtp_heads",
+    "backbone_hidden_size": 64,
+    "vocab_size": 256,
+    "num_heads": 4,
+    "intermediate_size": 96,
+    "num_centroids": 32,
+    "centroid_intermediate_top_k": 8,
+}
+
+
+def drafter_for(target: Mapping[str, Any], *, centroids: bool, hidden: int = 48) -> dict[str, Any]:
+    """config.json of a drafter that fits a tiny Gemma 4 target."""
+    unified = "unified" in target["model_type"]
+    of_target = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads", "attention_k_eq_v")
+    text = {
+        **DRAFTER["text_config"],
+        **{key: target[key] for key in of_target if key in target},
+        "model_type": target["model_type"],
+        "hidden_size": hidden,
+    }
+    if unified:
+        del text["hidden_size_per_layer_input"], text["vocab_size_per_layer_input"]
+    return {
+        **DRAFTER,
+        "model_type": "gemma4_unified_assistant" if unified else "gemma4_assistant",
+        "backbone_hidden_size": target["hidden_size"],
+        "use_ordered_embeddings": centroids,
+        "text_config": text,
+    }
+
+
+def random_weights(config: AnyConfig, seed: int = 0) -> Weights:
     """float32 weights by canonical name, scaled so that every part of the model shows in its logits."""
     rng = np.random.default_rng(seed)
     return {name: _random_weight(rng, config, name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def _random_weight(
-    rng: np.random.Generator, config: ModelConfig | DrafterConfig, name: str, shape: tuple[int, ...]
+    rng: np.random.Generator, config: AnyConfig, name: str, shape: tuple[int, ...]
 ) -> np.ndarray:
     kind = name.rpartition(".")[2]
     if kind == "token_ordering":

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
-
-from ..checkpoints.tiny import DRAFTER
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -22,27 +20,6 @@ def load(folder: Path) -> PreTrainedModel:
     model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(found.values()), found
     return model.eval()
-
-
-def drafter_for(target: Mapping[str, Any], *, centroids: bool, hidden: int = 48) -> dict[str, Any]:
-    """config.json of a drafter that fits a tiny Gemma 4 target."""
-    unified = "unified" in target["model_type"]
-    of_target = ("num_attention_heads", "num_key_value_heads", "num_global_key_value_heads", "attention_k_eq_v")
-    text = {
-        **DRAFTER["text_config"],
-        **{key: target[key] for key in of_target if key in target},
-        "model_type": target["model_type"],
-        "hidden_size": hidden,
-    }
-    if unified:
-        del text["hidden_size_per_layer_input"], text["vocab_size_per_layer_input"]
-    return {
-        **DRAFTER,
-        "model_type": "gemma4_unified_assistant" if unified else "gemma4_assistant",
-        "backbone_hidden_size": target["hidden_size"],
-        "use_ordered_embeddings": centroids,
-        "text_config": text,
-    }
 
 
 class Run(NamedTuple):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 from gemma_mtp.checkpoints.load import open_checkpoint
@@ -17,7 +15,7 @@ from gemma_mtp.decoding import SamplingParams
 from gemma_mtp.engine.engine import Engine, SequenceState
 from gemma_mtp.engine.torch_engine import TorchEngine
 
-from ..checkpoints.tiny import TARGETS, write_folder, write_gguf
+from ..checkpoints.tiny import TARGETS, drafter_for, write_folder, write_gguf
 from . import oracle
 
 LENGTH = 90  # tokens of the prompt: past the window of 32, and no multiple of anything
@@ -144,7 +142,7 @@ def test_drafts_are_those_of_transformers(
     engine_for: EngineFor, files_of: Callable, tokens: list[int], kind: str, head: str
 ) -> None:
     target = files_of(TARGETS[kind])
-    drafter = files_of(oracle.drafter_for(TARGETS[kind], centroids=HEADS[head]))
+    drafter = files_of(drafter_for(TARGETS[kind], centroids=HEADS[head]))
     for length in (2, 20, 33, 34, LENGTH):  # the window of 32 shut, just full, open
         expected = oracle.draft(target.reference, drafter.reference, tokens[:length], depth=5)
         for name, path in formats(drafter).items():

@@ -1,0 +1,161 @@
+"""Every kind of target with its drafter: drafting changes no token, whatever becomes of the drafts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, SamplingParams, TrainedDrafter
+from gemma_mtp.engine.engine import Engine, SequenceState
+
+from ..checkpoints.tiny import HEADS, TARGETS, drafter_for, write_folder, write_gguf
+
+PROMPT = np.random.default_rng(2).integers(3, 256, 50).tolist()  # past the window of 32
+TOKENS = 60
+WINDOW = 32
+SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "seed": 3}}
+DRAFTERS = ("full head", "centroid head", "parallel heads")
+PAIRS = [
+    (kind, drafter)
+    for kind, config in TARGETS.items()
+    for drafter in DRAFTERS
+    if drafter == "parallel heads" or "gemma4" in config["model_type"]  # Google's drafters are for Gemma 4
+]
+
+
+class Spelled:
+    """Text is of no interest here."""
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+class OftenRight:
+    """Proposes what is to come, with a wrong token now and then; asks the engine too, so that its drafter runs."""
+
+    def __init__(self, drafter: TrainedDrafter, text: Sequence[int]):
+        self._drafter, self._text = drafter, text
+        self._rng = np.random.default_rng(0)
+        self._at = -len(PROMPT)
+
+    @property
+    def confidence(self):
+        return self._drafter.confidence
+
+    def propose(self, depth: int) -> list[int]:
+        proposed = self._drafter.propose(depth)
+        assert all(0 <= token < 256 for token in proposed)
+        coming = list(self._text[self._at : self._at + depth])
+        return [token if self._rng.random() < 0.7 else (token + 1) % 256 for token in coming]
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        self._at += len(tokens)
+        self._drafter.advance(tokens)
+
+
+class Outcomes(Counter):
+    """What became of the rounds: drafts all kept, some, none; and how many of the last two fell past the window."""
+
+    def source(self, inner: DraftSource, start: int) -> DraftSource:
+        outcomes = self
+
+        class Watched:
+            drafted = 0
+            at = start
+
+            @property
+            def confidence(self):
+                return inner.confidence
+
+            def propose(self, depth: int) -> list[int]:
+                tokens = inner.propose(depth)
+                self.drafted = len(tokens)
+                return tokens
+
+            def advance(self, tokens: Sequence[int]) -> None:
+                if self.drafted:
+                    kept = len(tokens) - 1
+                    outcomes["all" if kept == self.drafted else "some" if kept else "none"] += 1
+                    outcomes["cut past the window"] += kept < self.drafted and self.at > WINDOW + 64
+                self.at += len(tokens)
+                self.drafted = 0
+                inner.advance(tokens)
+
+        return Watched()
+
+
+def decode(engine: Engine, params: SamplingParams, depth: int = 0, source=None) -> list[int]:
+    sequence = engine.create()
+    sources = [source(sequence)] if source else []
+    options = {"sources": sources, "depth": FixedDepth(depth)} if depth else {}
+    decoding = Decoding(engine, sequence, PROMPT, params, text=Spelled(), context=engine.context, **options)
+    for _ in decoding:
+        pass
+    engine.release(sequence)
+    return decoding.tokens
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory):
+    made: dict[str, Path] = {}
+
+    def folder(config) -> Path:
+        key = repr(config)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("model")
+            write_folder(made[key], config)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory, folder_of):
+    """The same target as a GGUF file in Q4_0, so that integer kernels and their activations are under test."""
+
+    def file(config) -> Path:
+        checkpoint = open_checkpoint(folder_of(config))
+        weights = {
+            name: tensor.data.view("<f4").reshape(tensor.shape) for name, tensor in checkpoint.weights.items()
+        }
+        path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+        write_gguf(path, checkpoint.config, weights, kind="Q4_0")
+        return path
+
+    return file
+
+
+@pytest.mark.parametrize(("kind", "drafter"), PAIRS)
+@pytest.mark.parametrize("weights", ["float", "Q4_0"])
+def test_drafting_never_changes_the_tokens(folder_of, quantised, kind: str, drafter: str, weights: str) -> None:
+    target = open_checkpoint((folder_of if weights == "float" else quantised)(TARGETS[kind]))
+    config = HEADS if drafter == "parallel heads" else drafter_for(TARGETS[kind], centroids=drafter == "centroid head")
+    drafts = open_checkpoint(folder_of(config))
+    outcomes, reference = Outcomes(), {}
+    for threads in (1, 2):
+        engine = Engine(target.config, target.weights, threads=threads, context=256)
+        engine.attach(drafts.config, drafts.weights)
+        for settings in SAMPLINGS.values():
+            params = SamplingParams(max_tokens=TOKENS, **settings)
+
+            def drafted(sequence: SequenceState, params=params, engine=engine) -> DraftSource:
+                return outcomes.source(TrainedDrafter(engine, sequence, params), len(PROMPT))
+
+            plain = decode(engine, params)
+            assert plain == reference.setdefault(params.seed, plain), "another number of threads"
+
+            def often_right(sequence: SequenceState, params=params, engine=engine, plain=plain) -> DraftSource:
+                return outcomes.source(OftenRight(TrainedDrafter(engine, sequence, params), plain), len(PROMPT))
+
+            for depth in (1, 3, 8):
+                assert decode(engine, params, depth, drafted) == plain, f"{settings}, depth {depth}"
+                assert decode(engine, params, depth, often_right) == plain, f"{settings}, depth {depth}, often right"
+    assert min(outcomes[name] for name in ("all", "some", "none", "cut past the window")) > 5, dict(outcomes)
