@@ -223,6 +223,25 @@ def test_drafts_share_the_noise_of_the_places_they_are_for(
     assert len(set(drafts)) > 1
 
 
+@pytest.mark.parametrize("config", [ASSISTANT, HEADS], ids=["assistant", "heads"])
+def test_a_draft_goes_on_from_the_row_that_chose_the_newest_token(
+    engine_of: Callable, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    engine = engine_of("E4B")
+    attach(engine, tmp_path, config)
+    plain = started(engine, TOKENS[:60])
+    for token in TOKENS[60:63]:
+        engine.step(plain, [token], 1, GREEDY)
+    engine.draft(plain, 0, TOKENS[63], 3, GREEDY)
+    verified = started(engine, TOKENS[:60])
+    engine.step(verified, [*TOKENS[60:63], 5, 6], 5, GREEDY)
+    engine.truncate(verified, 63)
+    expected = engine.last_draft()
+    engine.draft(verified, 2, TOKENS[63], 3, GREEDY)
+    for found, wanted in zip(engine.last_draft(), expected, strict=True):
+        assert np.array_equal(found, wanted)
+
+
 def test_interleaved_sequences_draft_from_their_own_states(engine_of: Callable, tmp_path: Path) -> None:
     engine = engine_of("E4B")
     attach(engine, tmp_path, ASSISTANT)
