@@ -166,9 +166,9 @@ class TorchEngine:
         return self._last_logits
 
     def last_draft(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Of the last draft, for each token: its logits [drafts, vocab], and the hidden state after it [drafts, hidden].
+        """Of each token of the last draft: its logits [drafts, vocab], and the state passed on from there.
 
-        Parallel heads make no states of their own: theirs is the target's.
+        States are float32 [drafts, hidden]; parallel heads pass none on, and theirs is the target's.
         """
         logits, states = zip(*self._last_draft, strict=True)
         return np.concatenate(logits), np.concatenate([_numpy(state) for state in states])

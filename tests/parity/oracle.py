@@ -23,7 +23,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 class Run(NamedTuple):
-    """One pass over a text: logits float32 [tokens, vocab], last hidden states after the final norm [tokens, hidden]."""
+    """One pass over a text: logits [tokens, vocab], last hidden states after the final norm [tokens, hidden]."""
 
     logits: np.ndarray
     hidden: np.ndarray
@@ -60,7 +60,9 @@ def draft(target: PreTrainedModel, drafter: PreTrainedModel, tokens: Sequence[in
     )
     window = drafter.config.get_text_config().sliding_window
     seen = {"full_attention": len(tokens) - 1, "sliding_attention": window - 1}
-    shared = {kind: (k[:, :, -seen[kind] :], v[:, :, -seen[kind] :]) for kind, (k, v) in outputs.shared_kv_states.items()}
+    shared = {
+        kind: (k[:, :, -seen[kind] :], v[:, :, -seen[kind] :]) for kind, (k, v) in outputs.shared_kv_states.items()
+    }
     token, hidden = torch.tensor([[tokens[-1]]]), outputs.hidden_states[-1][:, -1:]
     embed = target.get_input_embeddings()
     chosen, logits, states = [], [], []
@@ -82,7 +84,7 @@ def draft(target: PreTrainedModel, drafter: PreTrainedModel, tokens: Sequence[in
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference between two arrays, relative to the largest value; infinities must be in the same places."""
+    """The largest difference of two arrays, relative to the largest value; infinities must be in the same places."""
     finite = np.isfinite(expected)
     assert np.array_equal(np.isfinite(found), finite)
     return float(np.abs(found[finite] - expected[finite]).max() / np.abs(expected[finite]).max())
