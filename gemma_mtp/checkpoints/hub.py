@@ -39,7 +39,7 @@ def resolve(model: str | Path) -> Path:
     files = {str(found.relative_to(folder)) for found in folder.rglob("*") if found.is_file()} if folder else set()
     if folder is None or not files or (file and file not in files):
         raise CheckpointError(
-            f"There is no file {shown(str(model), 200)}, nor is it a model in the local cache: fetch it with "
+            f"There is no file {shown(str(model), 300)}, nor is it a model in the local cache: fetch it with "
             f"`gemma-mtp pull {model}`."
         )
     chosen = file or _choose(str(model), files)
@@ -197,7 +197,7 @@ def _parse(model: str) -> tuple[str, str | None]:
     named = _REPOSITORY.fullmatch(model)
     if named is None:
         raise CheckpointError(
-            f"There is no file or folder {shown(model, 200)}, nor is that a model's name ('owner/name')."
+            f"There is no file or folder {shown(model, 300)}, nor is that a model's name ('owner/name')."
         )
     return named["repo"], named["file"]
 

@@ -121,7 +121,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def shown(value: object, longest: int = 60) -> str:
+def shown(value: object, limit: int = 60) -> str:
     """A value of a file as an error may show it: short, and without control characters."""
     text = repr(value).replace("\n", " ")
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -51,6 +51,11 @@ class ChatTemplate:
         """Gemma's turn format, for a checkpoint without a template."""
         return cls(_PLAIN, bos_token=bos_token)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the format of `plain`, not a checkpoint's own template."""
+        return self.source == _PLAIN
+
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
         """The template among a GGUF file's metadata, or the plain one. Raises CheckpointError."""

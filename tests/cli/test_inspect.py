@@ -84,7 +84,7 @@ CONTEXT = 32_768
 
 
 def write_large(path: Path, kind: GGMLQuantizationType) -> None:
-    """A GGUF file of such a model: its header and rotation factors, then a hole of as many bytes as its weights have."""
+    """A GGUF file of such a model: its header and rotation factors, then a hole as large as its weights."""
     full = [i % 6 == 5 for i in range(60)]
     key = "gemma4.{}".format
     numbers = {
