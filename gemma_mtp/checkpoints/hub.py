@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gemma_mtp.checkpoints.checksum import sha256_of
 from gemma_mtp.checkpoints.demo import demo_path
@@ -57,24 +59,50 @@ def pull(model: str) -> Path:
     if model == "demo":
         return demo_path()
     repo, file = _parse(model)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HTTPError
-    from huggingface_hub.utils import disable_progress_bars, filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     try:
-        offered = {info.filename for info in snapshot_download(repo, dry_run=True)}
+        offered = {sibling.rfilename for sibling in HfApi().model_info(repo).siblings or ()}
         if file and file not in offered:
             raise CheckpointError(f"'{repo}' has no file {shown(file)}.")
         chosen = file or _choose(model, offered)
         patterns = [_literal(part) for part in part_names(chosen)] if chosen else _FOLDER_FILES
-        folder = Path(snapshot_download(repo, allow_patterns=patterns))
+        with _progress_bar(f"Fetching {model}") as bar:
+            folder = Path(snapshot_download(repo, allow_patterns=patterns, tqdm_class=bar))
         for name in filter_repo_objects(offered, allow_patterns=patterns):
             _check_sha256(repo, folder / name)
     except (HTTPError, OSError) as error:
         raise CheckpointError(_explain(repo, error)) from None
     return folder / chosen if chosen else folder
+
+
+@contextlib.contextmanager
+def _progress_bar(purpose: str) -> Iterator[Any]:
+    """What snapshot_download takes as `tqdm_class`: of its several bars only the one that counts bytes is shown, on
+    standard error where that is a terminal, and it is gone in the end."""
+    from huggingface_hub.utils import tqdm
+
+    bars: list[Any] = []
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            counts_bytes = settings.get("name") == "huggingface_hub.snapshot_download"
+            settings |= {"desc": purpose, "leave": False}
+            super().__init__(*arguments, **settings | {"disable": not (counts_bytes and sys.stderr.isatty())})
+            bars.append(self)
+
+        def set_description(self, *_: Any, **__: Any) -> None:
+            """Nothing: the library would tell of its own steps."""
+
+        set_description_str = set_description
+
+    try:
+        yield Bar
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _check_sha256(repo: str, path: Path) -> None:
@@ -161,7 +189,6 @@ def _closest(name: str, files: list[Path]) -> list[Path]:
 def _explain(repo: str, error: Exception) -> str:
     """What kept a model from being fetched, and what to do about it."""
     from huggingface_hub.errors import (
-        DryRunError,
         GatedRepoError,
         HfHubHTTPError,
         HTTPError,
@@ -169,17 +196,19 @@ def _explain(repo: str, error: Exception) -> str:
         RepositoryNotFoundError,
     )
 
-    if isinstance(error, DryRunError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
     if isinstance(error, GatedRepoError):
         return (
-            f"'{repo}' is gated: accept its terms on https://huggingface.co/{repo}, then log in with `hf auth login`."
+            f"'{repo}' is gated: accept its terms on https://huggingface.co/{repo}, "
+            "then log in with `hf auth login` or set HF_TOKEN."
         )
     if isinstance(error, RepositoryNotFoundError):
-        return f"There is no model '{repo}' on the Hugging Face hub, or it is private and needs `hf auth login`."
+        return (
+            f"There is no model '{repo}' on the Hugging Face hub, "
+            "or it is private and needs `hf auth login` or HF_TOKEN."
+        )
     if isinstance(error, HfHubHTTPError):
         return f"'{repo}' cannot be fetched: the Hugging Face hub answered with status {error.response.status_code}."
-    if isinstance(error, HTTPError | ConnectionError | DryRunError | LocalEntryNotFoundError):
+    if isinstance(error, HTTPError | ConnectionError | LocalEntryNotFoundError):
         return f"'{repo}' cannot be fetched: the Hugging Face hub is out of reach, or HF_HUB_OFFLINE is set."
     assert isinstance(error, OSError)
     return f"'{repo}' cannot be fetched: {error.strerror or error}."

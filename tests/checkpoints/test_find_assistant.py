@@ -10,7 +10,7 @@ from gemma_mtp.checkpoints.hub import find_assistant
 
 from .tiny import DRAFTER, TARGETS, write_folder, write_gguf
 
-TARGET = TARGETS["E2B"]
+TARGET = TARGETS["E4B"]
 FITTING = DRAFTER | {"backbone_hidden_size": TARGET["hidden_size"]}
 OTHER = DRAFTER | {"backbone_hidden_size": 2 * TARGET["hidden_size"]}
 
@@ -53,31 +53,31 @@ def test_a_drafter_has_no_drafter(tmp_path: Path) -> None:
     assert find_assistant("gemma", tmp_path / "gemma") is None
 
 
-@pytest.mark.parametrize("name", ["e2b-it-assistant-Q8_0.gguf", "E2B-it-MTP.gguf", "drafter.gguf"])
+@pytest.mark.parametrize("name", ["e4b-it-assistant-Q8_0.gguf", "E4B-it-MTP.gguf", "drafter.gguf"])
 def test_beside_a_file(tmp_path: Path, name: str) -> None:
-    target = add_gguf(tmp_path, "e2b-it-Q4_0.gguf", TARGET)
+    target = add_gguf(tmp_path, "e4b-it-Q4_0.gguf", TARGET)
     drafter = add_gguf(tmp_path, name, FITTING)
     assert find_assistant(str(target), target) == drafter
 
 
 def test_the_name_most_alike_wins_among_files(tmp_path: Path) -> None:
-    target = add_gguf(tmp_path, "e2b-it-Q4_0.gguf", TARGET)
-    add_gguf(tmp_path, "e2b-assistant.gguf", FITTING)
-    add_gguf(tmp_path, "e2b-it-Q4_0-assistant.gguf", OTHER)
-    add_gguf(tmp_path, "e2b-it-Q4.gguf", FITTING)  # not named like a drafter
-    (tmp_path / "e2b-it-Q4_0-mtp.gguf").write_bytes(b"GGUF")
-    drafter = add_gguf(tmp_path, "e2b-it-assistant.gguf", FITTING)
+    target = add_gguf(tmp_path, "e4b-it-Q4_0.gguf", TARGET)
+    add_gguf(tmp_path, "e4b-assistant.gguf", FITTING)
+    add_gguf(tmp_path, "e4b-it-Q4_0-assistant.gguf", OTHER)
+    add_gguf(tmp_path, "e4b-it-Q4.gguf", FITTING)  # not named like a drafter
+    (tmp_path / "e4b-it-Q4_0-mtp.gguf").write_bytes(b"GGUF")
+    drafter = add_gguf(tmp_path, "e4b-it-assistant.gguf", FITTING)
     assert find_assistant(str(target), target) == drafter
 
 
 def test_of_files_equally_alike_none_is_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    target = add_gguf(tmp_path, "e2b.gguf", TARGET)
-    add_gguf(tmp_path, "e2b-assistant-F16.gguf", FITTING)
-    add_gguf(tmp_path, "e2b-assistant-Q8_0.gguf", FITTING)
+    target = add_gguf(tmp_path, "e4b.gguf", TARGET)
+    add_gguf(tmp_path, "e4b-assistant-F16.gguf", FITTING)
+    add_gguf(tmp_path, "e4b-assistant-Q8_0.gguf", FITTING)
     assert find_assistant(str(target), target) is None
     assert [record.getMessage() for record in caplog.records] == [
-        "No drafter is chosen for e2b.gguf, as these fit it equally well: "
-        "'e2b-assistant-F16.gguf', 'e2b-assistant-Q8_0.gguf'."
+        "No drafter is chosen for e4b.gguf, as these fit it equally well: "
+        "'e4b-assistant-F16.gguf', 'e4b-assistant-Q8_0.gguf'."
     ]
 
 
@@ -91,11 +91,11 @@ def test_by_name_in_the_local_hub_cache(tmp_path: Path, monkeypatch: pytest.Monk
         return home / "snapshots" / "0123"
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    target = in_cache("google/e2b-it", TARGET)
-    assert find_assistant("google/e2b-it", target) is None
-    drafter = in_cache("google/e2b-it-assistant", FITTING)
-    assert find_assistant("google/e2b-it", target) == drafter
-    assert find_assistant("google/e2b-it:model.gguf", target) == drafter
+    target = in_cache("google/e4b-it", TARGET)
+    assert find_assistant("google/e4b-it", target) is None
+    drafter = in_cache("google/e4b-it-assistant", FITTING)
+    assert find_assistant("google/e4b-it", target) == drafter
+    assert find_assistant("google/e4b-it:model.gguf", target) == drafter
     assert find_assistant(str(target), target) is None  # a path is no name
     in_cache("google/other", TARGET)
     in_cache("google/other-assistant", OTHER)

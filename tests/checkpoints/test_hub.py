@@ -28,6 +28,7 @@ REPOSITORIES = {
     "o/folder": {"config.json": b"{}", "model.safetensors": b"w", "old.bin": b"no", "model.gguf": b"no"},
     "o/nothing": {"README.md": b"hello"},
     "o/damaged": {"model.gguf": b"GGUF damaged on its way"},
+    "o/terms": {"model.gguf": b"gated, as most are: what it has is told, the files are not given"},
 }
 
 
@@ -87,6 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
 
     def file(self, repo: str, name: str) -> None:
+        if repo == "o/terms":
+            return self.reply(403, X_Error_Code="GatedRepo")
         data = REPOSITORIES[repo][name]
         digest = hashlib.sha256 if name.endswith(".gguf") else hashlib.sha1
         stored = data.replace(b"damaged", b"whole !") if repo == "o/damaged" else data
@@ -221,8 +224,11 @@ def test_only_what_the_model_needs_is_fetched(tmp_path: Path, hub: Hub) -> None:
     ("o/several:c.gguf", "'o/several' has no file 'c.gguf'."),
     ("o/nothing", "'o/nothing' has neither GGUF files nor safetensors with a config.json."),
     ("o/gated", "'o/gated' is gated: accept its terms on https://huggingface.co/o/gated, "
-     "then log in with `hf auth login`."),
-    ("o/absent", "There is no model 'o/absent' on the Hugging Face hub, or it is private and needs `hf auth login`."),
+     "then log in with `hf auth login` or set HF_TOKEN."),
+    ("o/terms", "'o/terms' is gated: accept its terms on https://huggingface.co/o/terms, "
+     "then log in with `hf auth login` or set HF_TOKEN."),
+    ("o/absent", "There is no model 'o/absent' on the Hugging Face hub, or it is private and needs `hf auth login` "
+     "or HF_TOKEN."),
     ("o/broken", "'o/broken' cannot be fetched: the Hugging Face hub answered with status 418."),
     ("../x", "There is no file or folder '../x', nor is that a model's name ('owner/name')."),
 ])  # fmt: skip
