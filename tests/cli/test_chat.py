@@ -1,6 +1,9 @@
 """`gemma-mtp run` with a model that has a chat template."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +45,39 @@ def test_json_has_reasoning_and_tool_calls_of_their_own(folder: Path, tmp_path: 
     assert all((answer["text"], answer["tool_calls"]) == (ANSWER, [CALL]) for answer in answers)
     thinking, system, tools = (answer["stats"]["prompt_tokens"] for answer in answers)
     assert thinking < tools < system  # all of it is in the prompt
+
+
+def on_a_terminal(typed: str, state: Path, *arguments: object) -> str:
+    """What a terminal shows of `run` while `typed` is typed."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "gemma_mtp", "run", *map(str, arguments)]
+    environment = os.environ | {"XDG_STATE_HOME": str(state), "TERM": "dumb"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        os.write(ours, typed.encode())
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while block := os.read(ours, 4096):
+                shown += block
+    os.close(ours)
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_reasoning_dimmed_before_the_answer(folder: Path, tmp_path: Path) -> None:
+    shown = on_a_terminal("", tmp_path, folder, "Say it.", "--thinking")
+    reasoning = "".join(f"\x1b[2m{part}\x1b[0m" for part in ("Hmm,", " so"))
+    assert f"{reasoning}\n\n{ANSWER}\n{json.dumps(CALL)}\n" in shown
+
+
+def test_a_session_with_a_template_is_a_conversation(folder: Path, tmp_path: Path) -> None:
+    typed = "Hello\n/help\n/system Be brief.\nAgain\n/clear\n/nope\nOnce more\n/exit\n"
+    shown = on_a_terminal(typed, tmp_path, folder)
+    assert shown.count(f"{ANSWER}\n{json.dumps(CALL)}\n[") == 3
+    assert "/system TEXT" in shown
+    assert "There is no command /nope" in shown
+    history = (tmp_path / "gemma-mtp" / "history").read_text().splitlines()
+    assert history[0] == "Hello"
 
 
 def test_raw_continues_and_so_does_a_model_without_a_template(folder: Path, tmp_path: Path) -> None:
