@@ -157,11 +157,9 @@ class DrafterConfig:
             needed, given = layer.head_dim, target.layers[source].head_dim
             if needed != given:
                 raise PairError(f"The drafter's layer {i} reads keys of size {needed}, but the target's have {given}.")
-            if layer.heads % target.layers[source].kv_heads:
-                raise PairError(
-                    f"The {layer.heads} heads of the drafter's layer {i} cannot share the target's "
-                    f"{target.layers[source].kv_heads} key/value heads evenly."
-                )
+            needed, given = layer.kv_heads, target.layers[source].kv_heads
+            if needed != given:
+                raise PairError(f"The drafter's layer {i} reads {needed} key/value heads; the target's have {given}.")
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_mtp.checkpoints.hub import resolve
+from gemma_mtp.checkpoints.hub import find_assistant, resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import PromptLookup
+from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.verification import Decoding, TextStream
-from gemma_mtp.engine.engine import MAX_DEPTH, Engine
+from gemma_mtp.engine.engine import MAX_DEPTH, Engine, SequenceState
 from gemma_mtp.errors import CheckpointError, PairError, PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream
+from gemma_mtp.ops.native import Dtype
 from gemma_mtp.text.chat import ChatTemplate, Message
 from gemma_mtp.text.chat_text import ChatText
 from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
@@ -48,11 +49,11 @@ class _AutoDepth:
     def __init__(self) -> None:
         self._auto: AutoDepth | None = None
 
-    def choose(self, confidence: int, limit: int) -> int:
-        return self._auto.choose(confidence, limit) if self._auto else 0
+    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+        return self._auto.choose(offers, limit) if self._auto else (0, 0)
 
     def update(
-        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
         if self._auto is None:
             self._auto = AutoDepth([seconds_pass * (1 + self.ROW_COST * row) for row in range(self.WIDEST)])
@@ -62,10 +63,17 @@ class _AutoDepth:
 class Model:
     """A target with what drafts for it. Make one with `Model.load`."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate, name: str):
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        name: str,
+        drafter_name: str | None = None,
+    ):
         self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self.name = name
-        self.drafter_name = "prompt-lookup"
+        self.drafter_name = drafter_name or "prompt-lookup"
 
     @classmethod
     def load(
@@ -77,22 +85,22 @@ class Model:
         context: int | None = None,
         dtype: str | None = None,
         isa: str = "auto",
+        drafter_dtype: str | None = None,
     ) -> Model:
         """Loads a checkpoint.
 
         model: "demo", a GGUF file, a folder as Hugging Face has it, or owner/name[:file] in the local hub cache.
-        drafter: "auto" drafts by prompt lookup; "none" too, as this version has no trained drafters.
+        drafter: a drafter's file, folder or name; "none": only prompt lookup drafts. "auto" takes the one beside the
+        model, if there is one.
         threads: of a pass; the machine's cores if None. context: tokens a generation may hold, prompt included;
         8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None means that),
-        "f32" computes all in float32. isa: the instruction-set build, "auto" the best this CPU runs.
+        "f32" computes all in float32. isa: the instruction-set build, "auto" the best this CPU runs. drafter_dtype: the
+        dtype of the drafter; None: "f32" with a target in "f32", otherwise as is.
         Raises CheckpointError, SettingsError, PairError.
         """
         if backend != "native":
             raise SettingsError(f"There is no backend '{backend}': this version has the native one.")
-        if str(drafter) not in ("auto", "none"):
-            raise PairError(f"The drafter {drafter} cannot be used: this version drafts by prompt lookup alone.")
-        if dtype not in (None, "as-is", "f32"):
-            raise SettingsError(f"There is no dtype '{dtype}': use as-is or f32.")
+        precision, drafter_precision = _dtype(dtype), _dtype(drafter_dtype or ("f32" if dtype == "f32" else None))
         checkpoint = open_checkpoint(resolve(str(model)))
         config = checkpoint.config
         if not isinstance(config, ModelConfig):
@@ -107,10 +115,18 @@ class Model:
             checkpoint.weights,
             threads=_threads(threads),
             context=context or min(DEFAULT_CONTEXT, config.context),
-            dtype="f32" if dtype == "f32" else "as-is",
+            dtype=precision,
             isa=isa,
         )
-        return cls(engine, tokenizer, _template(checkpoint, tokenizer), _name(checkpoint, model))
+        drafter_path = _drafter_path(drafter, model, checkpoint.path)
+        drafter_name = None
+        if drafter_path:
+            assistant = open_checkpoint(drafter_path)
+            if isinstance(assistant.config, ModelConfig):
+                raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
+            engine.attach(assistant.config, assistant.weights, drafter_precision)
+            drafter_name = _name(assistant, drafter_path)
+        return cls(engine, tokenizer, _template(checkpoint, tokenizer), _name(checkpoint, model), drafter_name)
 
     @property
     def config(self) -> ModelConfig:
@@ -186,7 +202,7 @@ class Model:
                 params,
                 text=text,
                 context=self.context,
-                source=PromptLookup() if depth else None,
+                sources=self._sources(sequence, params) if depth else (),
                 depth=depth,
                 eos_ids=ends,
             )
@@ -209,6 +225,11 @@ class Model:
     def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(ids), hidden]: the last hidden states, after the final norm."""
         return self._engine.hidden(self._checked(ids))
+
+    def _sources(self, sequence: SequenceState, params: SamplingParams) -> list[DraftSource]:
+        """What drafts, the first being the one that drafts at a fixed depth."""
+        lookup = PromptLookup()
+        return [TrainedDrafter(self._engine, sequence, params), lookup] if self._engine.drafter else [lookup]
 
     def _ask(self, messages: Sequence[Message], tools: Tools | None, thinking: bool) -> tuple[list[int], ChatText]:
         """The prompt of a conversation, and what reads the answer to it."""
@@ -251,6 +272,15 @@ class _Text:
         return self._detokenizer.push([token])
 
 
+def _dtype(asked: str | None) -> Dtype:
+    match asked:
+        case None | "as-is":
+            return "as-is"
+        case "f32":
+            return "f32"
+    raise SettingsError(f"There is no dtype '{asked}': use as-is or f32.")
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.metadata is None:
         return Tokenizer.from_folder(checkpoint.path)
@@ -267,9 +297,17 @@ def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
     return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
+def _drafter_path(drafter: str | Path, model: str | Path, target: Path) -> Path | None:
+    if str(drafter) == "none":
+        return None
+    return find_assistant(str(model), target) if str(drafter) == "auto" else resolve(str(drafter))
+
+
 def _name(checkpoint: Checkpoint, model: str | Path) -> str:
     """What a GGUF file calls itself; of a folder, its name or the one it has on the hub."""
     if checkpoint.metadata is None:
+        if checkpoint.path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+            return checkpoint.path.parents[1].name.rpartition("--")[2]
         return Path(model).name or checkpoint.path.resolve().name
     return str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
 

@@ -8,7 +8,7 @@ import importlib, pkgutil, sys
 blocked = ("torch", "transformers", "gguf")
 sys.modules.update(dict.fromkeys(blocked))  # None: importing raises ImportError
 import gemma_mtp
-optional = ("gemma_mtp.ops.torch", "gemma_mtp.training", "gemma_mtp.server")
+optional = ("gemma_mtp.ops.torch", "gemma_mtp.engine.torch_engine", "gemma_mtp.training", "gemma_mtp.server")
 for module in pkgutil.walk_packages(gemma_mtp.__path__, "gemma_mtp."):
     if not module.name.startswith(optional):
         importlib.import_module(module.name)

@@ -42,6 +42,16 @@ class MappedFile:
             self._mapping.madvise(mmap.MADV_DONTNEED, first, start + length - first)
 
 
+def token_ordering(tensor: TensorInfo) -> NDArray[np.int64]:
+    """int64 [vocab]: the tokens of a centroid head, centroid by centroid. Raises CheckpointError."""
+    kinds = {"I64": "<i8", "I32": "<i4"}
+    if tensor.type in kinds:
+        tokens = tensor.data.view(kinds[tensor.type]).astype(np.int64)
+        if np.array_equal(np.sort(tokens), np.arange(len(tokens))):
+            return tokens
+    raise CheckpointError(f"{tensor.file.path} has a tensor '{tensor.name}' that does not list every token once.")
+
+
 @dataclass(frozen=True, eq=False)
 class TensorInfo:
     """A tensor of a checkpoint, still in its file.

@@ -1,16 +1,18 @@
 """Choosing tokens: sampling settings, draft sources, draft length, the draft-verify loop. Knows nothing of models."""
 
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import DraftSource, PromptLookup
+from gemma_mtp.decoding.drafting import Confidence, Drafting, DraftSource, PromptLookup, TrainedDrafter
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.decoding.verification import Decoding, Piece, Rows, Target, TextStream, TokenLogprobs, accept
 
 __all__ = [
     "AutoDepth",
+    "Confidence",
     "Decoding",
     "DepthControl",
     "DraftSource",
+    "Drafting",
     "FixedDepth",
     "Piece",
     "PromptLookup",
@@ -20,5 +22,6 @@ __all__ = [
     "Target",
     "TextStream",
     "TokenLogprobs",
+    "TrainedDrafter",
     "accept",
 ]

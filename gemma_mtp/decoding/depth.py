@@ -7,37 +7,38 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
+from gemma_mtp.decoding.drafting import Confidence
 from gemma_mtp.errors import SettingsError
 
 
 class DepthControl(Protocol):
     """Chooses the depth of each round and learns from what became of it."""
 
-    def choose(self, confidence: int, limit: int) -> int:
-        """The depth of the coming round, 0..limit, for a proposal of this confidence (see DraftSource)."""
+    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+        """For the coming round: which of the proposals on offer to take, and its depth, 0..limit."""
 
     def update(
-        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
         """Tells a round: tokens drafted and accepted, seconds of drafting and of the pass over 1 + drafted rows.
 
-        confidence is None when the source had nothing to propose, or was not asked.
+        confidence is that of the proposal taken, None when there was none on offer.
         """
 
 
 class FixedDepth:
-    """Always the same depth."""
+    """Always the same depth, of the first source that has something to propose."""
 
     def __init__(self, depth: int):
         if depth < 0:
             raise SettingsError(f"The draft depth is {depth}: it must be 0 or more.")
         self._depth = depth
 
-    def choose(self, confidence: int, limit: int) -> int:
-        return min(self._depth, limit)
+    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+        return 0, min(self._depth, limit)
 
     def update(
-        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
         pass
 
@@ -137,7 +138,7 @@ class AutoDepth:
     fixed allowance of half a plain pass.
 
     costs: seconds of a pass of T = 1, 2, ... rows; drafts are at most len(costs) - 1 tokens long.
-    draft_seconds: of one drafted token, to start with.
+    draft_seconds: of one token drafted by a source of which nothing is known yet.
     """
 
     MARGIN = 0.04  # tokens a round: less is not worth a change of depth
@@ -148,83 +149,95 @@ class AutoDepth:
 
     def __init__(self, costs: Sequence[float], draft_seconds: float = 0.0):
         self._curve = CostCurve(costs)
-        self._draft_seconds = draft_seconds
+        self._first_draft_seconds = draft_seconds
+        self._draft_seconds: dict[str, float] = {}
         self._depths = len(costs) - 1
-        self._overall = Acceptance(self._depths)
-        self._acceptance: dict[int, Acceptance] = {}
-        self._chosen: dict[int, int] = {}
+        self._overall: dict[str, Acceptance] = {}
+        self._acceptance: dict[Confidence, Acceptance] = {}
+        self._chosen: dict[Confidence, int] = {}
         self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the running rate
         self._total_seconds = 0.0
         self._lost_seconds = 0.0  # by probes
         self._probe_value: float | None = None  # tokens the coming round's best depth was expected to be worth
 
-    def choose(self, confidence: int, limit: int) -> int:
+    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
         limit = min(limit, self._depths)
-        values = self._values(self._of(confidence), limit)
-        best = max(range(limit + 1), key=values.__getitem__)
+        values = [self._values(offer, limit) for offer in offers]
+        depths = [self._settled(offer, worth) for offer, worth in zip(offers, values, strict=True)]
+        taken = max(range(len(offers)), key=lambda i: values[i][depths[i]])
+        best = depths[taken]
+        if best == 0:  # nothing pays: a probe goes to what is nearest to it
+            taken = max(range(len(offers)), key=lambda i: values[i][min(1, limit)])
+        probe = self._probe(offers[taken], values[taken], best)
+        self._probe_value = values[taken][best] if probe != best else None
+        return taken, probe
+
+    def _settled(self, offer: Confidence, values: list[float]) -> int:
+        """The depth worth most, or the one chosen last time if that is nearly as good."""
+        best = max(range(len(values)), key=values.__getitem__)
         if values[best] < values[0] + self.MARGIN:
             best = 0
-        held = min(self._chosen.get(confidence, 0), limit)
+        held = min(self._chosen.get(offer, 0), len(values) - 1)
         if held and best and values[best] < values[held] + self.MARGIN:
             best = held
-        self._chosen[confidence] = best
-        probe = self._probe(values, best)
-        self._probe_value = values[best] if probe != best else None
-        return probe
+        self._chosen[offer] = best
+        return best
 
     def update(
-        self, confidence: int | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
         if drafted <= self._depths:
             self._curve.measure(drafted, seconds_pass)
         if confidence is not None and drafted:
             per_token = min(seconds_draft / drafted, self._curve.seconds[0])
-            self._draft_seconds += 0.1 * (per_token - self._draft_seconds)
+            known = self._draft_seconds.get(confidence.source, per_token)
+            self._draft_seconds[confidence.source] = known + 0.1 * (per_token - known)
             self._of(confidence).observe(min(drafted, self._depths), min(accepted, self._depths))
-        seconds = self._cost(min(drafted, self._depths))
+        seconds = self._cost(confidence, min(drafted, self._depths))
         if self._probe_value is not None:
             value = 1 + accepted - self._rate() * seconds
             loss = (self._probe_value - value) / self._rate()  # negative for a probe that paid: it buys the next
             if not accepted:
-                loss = max(loss, self.PROBE_CHARGE * self._cost(0))
+                loss = max(loss, self.PROBE_CHARGE * self._curve.seconds[0])
             self._lost_seconds = max(0.0, self._lost_seconds + loss)
             self._probe_value = None
         self._tokens = self.RATE_DECAY * self._tokens + 1 + accepted
         self._seconds = self.RATE_DECAY * self._seconds + seconds
         self._total_seconds += seconds
 
-    def _of(self, confidence: int) -> Acceptance:
+    def _of(self, confidence: Confidence) -> Acceptance:
         if confidence not in self._acceptance:
-            self._acceptance[confidence] = Acceptance(self._depths, self._overall)
+            overall = self._overall.setdefault(confidence.source, Acceptance(self._depths))
+            self._acceptance[confidence] = Acceptance(self._depths, overall)
         return self._acceptance[confidence]
 
-    def _cost(self, depth: int) -> float:
-        return self._curve.seconds[depth] + depth * self._draft_seconds
+    def _cost(self, confidence: Confidence | None, depth: int) -> float:
+        drafting = self._draft_seconds.get(confidence.source, self._first_draft_seconds) if confidence else 0.0
+        return self._curve.seconds[depth] + depth * drafting
 
     def _rate(self) -> float:
         plain = 1 / self._curve.seconds[0]
         return max(plain, self._tokens / self._seconds) if self._seconds > 0 else plain
 
-    def _values(self, acceptance: Acceptance, limit: int) -> list[float]:
+    def _values(self, confidence: Confidence, limit: int) -> list[float]:
         """E(d) - r S(d) for d = 0..limit."""
-        rate = self._rate()
+        rate, acceptance = self._rate(), self._of(confidence)
         tokens, run, each = 1.0, 1.0, None
-        values = [tokens - rate * self._cost(0)]
+        values = [tokens - rate * self._cost(confidence, 0)]
         for depth in range(1, limit + 1):
             each = acceptance.estimate(depth - 1, each)
             run *= each
             tokens += run
-            values.append(tokens - rate * self._cost(depth))
+            values.append(tokens - rate * self._cost(confidence, depth))
         return values
 
-    def _probe(self, values: list[float], best: int) -> int:
+    def _probe(self, confidence: Confidence, values: list[float], best: int) -> int:
         """The depth to try instead of the best one, or the best where nothing is to be learnt or paid for."""
         if len(values) == 1 or (best and self._curve.age[0] < self.PLAIN_AGE):
             return best
-        other = 0 if best else 1
+        other, plain = 0 if best else 1, self._curve.seconds[0]
         # Drafting one token in vain loses the whole difference in time; a plain round loses the expected gain.
-        rate = self._rate()
-        loss = self._cost(1) - self._cost(0) if other else (values[best] - values[0]) / rate
-        loss = max(loss, self.PROBE_CHARGE * self._cost(0))
-        budget = self.PROBE_SHARE * self._total_seconds + 0.5 * self._cost(0)
+        loss = self._cost(confidence, 1) - plain if other else (values[best] - values[0]) / self._rate()
+        loss = max(loss, self.PROBE_CHARGE * plain)
+        budget = self.PROBE_SHARE * self._total_seconds + 0.5 * plain
         return other if self._lost_seconds + loss <= budget else best

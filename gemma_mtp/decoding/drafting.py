@@ -1,26 +1,67 @@
 """Draft sources: whatever proposes the tokens that a pass of the target then verifies."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from gemma_mtp import _native
+from gemma_mtp.decoding.sampling import SamplingParams
+
+S = TypeVar("S", contravariant=True)
+
+
+class Confidence(NamedTuple):
+    """A class of proposals: the kind of source, and how sure it is, higher being surer.
+
+    These are only names: the depth control learns how often the proposals of each class are kept.
+    """
+
+    source: str
+    level: int = 0
 
 
 class DraftSource(Protocol):
     """Proposes what may follow a text. It is told the text as it is decided, so rejected tokens never reach it."""
 
     @property
-    def confidence(self) -> int | None:
-        """Which of a few classes of likelihood the coming proposal is in; None when there is nothing to propose.
-
-        Classes are only names: the depth control learns how often the proposals of each are kept.
-        """
+    def confidence(self) -> Confidence | None:
+        """The class of the coming proposal; None when there is nothing to propose."""
 
     def propose(self, depth: int) -> list[int]:
         """At most `depth` tokens to follow the text so far. Called at most once between calls of `advance`."""
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Appends decided tokens: the prompt first, then what each round kept (drafts, then the target's own token)."""
+
+
+class Drafting(Protocol[S]):
+    """A target with a drafter, as that drafter's source sees it. S is the target's handle of a sequence."""
+
+    def draft(self, sequence: S, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        """At most `depth` tokens to follow `token`, the newest of the sequence, which no pass has run over yet.
+
+        row: which of the rows that the sequence's last pass sampled gave `token`.
+        """
+
+
+_DRAFTER = Confidence("drafter")
+
+
+class TrainedDrafter(Generic[S]):
+    """Proposes what a drafter checkpoint says, from what the target's last pass left behind."""
+
+    def __init__(self, engine: Drafting[S], sequence: S, params: SamplingParams):
+        self._engine, self._sequence, self._params = engine, sequence, params
+        self._token, self._row = -1, 0
+
+    @property
+    def confidence(self) -> Confidence | None:
+        return _DRAFTER
+
+    def propose(self, depth: int) -> list[int]:
+        return self._engine.draft(self._sequence, self._row, self._token, depth, self._params)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        self._token, self._row = tokens[-1], len(tokens) - 1
 
 
 class PromptLookup:
@@ -35,10 +76,10 @@ class PromptLookup:
         self._min_match = min_match
 
     @property
-    def confidence(self) -> int | None:
+    def confidence(self) -> Confidence | None:
         """The class of the match's length: 2..3, 4..7, 8..15, 16 and more."""
         length = self._lookup.match_length
-        return min(length.bit_length(), 5) if length >= self._min_match else None
+        return Confidence("lookup", min(length.bit_length(), 5)) if length >= self._min_match else None
 
     def propose(self, depth: int) -> list[int]:
         return self._lookup.continuation(depth) if self._lookup.match_length >= self._min_match else []

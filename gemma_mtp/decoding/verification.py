@@ -92,7 +92,7 @@ class Decoding(Generic[S]):
     it was interrupted there).
 
     sequence: holds the first `cached` tokens of the prompt already (fewer than all of it).
-    source, depth: what drafts, and how many a round; without them decoding is plain.
+    sources, depth: what drafts, and the choice of source and length each round; without them decoding is plain.
     context: the most tokens the sequence may hold. eos_ids: the model's own end tokens.
 
     A stop or end token is the last of `tokens` and adds no text. The token that completes a stop string is kept, the
@@ -108,7 +108,7 @@ class Decoding(Generic[S]):
         *,
         text: TextStream,
         context: int,
-        source: DraftSource | None = None,
+        sources: Sequence[DraftSource] = (),
         depth: DepthControl | None = None,
         eos_ids: Collection[int] = (),
         cached: int = 0,
@@ -123,8 +123,8 @@ class Decoding(Generic[S]):
         self.finish_reason: FinishReason | None = None
         self._target, self._sequence, self._prompt, self._params = target, sequence, prompt, params
         self._text, self._context = text, context
-        self._source = source
-        self._depth = depth if source is not None else None
+        self._sources = sources if depth is not None else ()
+        self._depth = depth
         self._stop_ids = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
         self._stop_strings = StopStrings(params.stop)
         self._cached = cached
@@ -160,8 +160,8 @@ class Decoding(Generic[S]):
     def _run_prompt(self) -> None:
         """Runs the prompt in chunks; the last chunk's last row samples the first token."""
         start = self._clock()
-        if self._source is not None:
-            self._source.advance(self._prompt)
+        for source in self._sources:
+            source.advance(self._prompt)
         while self._cached + PROMPT_CHUNK < len(self._prompt):
             chunk = self._prompt[self._cached : self._cached + PROMPT_CHUNK]
             self._target.step(self._sequence, chunk, 0, self._params)
@@ -174,12 +174,13 @@ class Decoding(Generic[S]):
         start = self._clock()
         drafts: list[int] = []
         confidence = None
-        if self._source is not None and self._depth is not None:
-            # The last token wanted needs no draft after it, and the pass must fit the context.
-            room = min(self._params.max_tokens - len(self.tokens), self._context - self.length) - 1
-            confidence = self._source.confidence if room > 0 else None
-            if confidence is not None and (depth := self._depth.choose(confidence, room)):
-                drafts = self._source.propose(depth)
+        # The last token wanted needs no draft after it, and the pass must fit the context.
+        room = min(self._params.max_tokens - len(self.tokens), self._context - self.length) - 1
+        offers = [(source, offer) for source in self._sources if (offer := source.confidence) is not None]
+        if offers and room > 0 and self._depth is not None:
+            taken, depth = self._depth.choose([offer for _, offer in offers], room)
+            source, confidence = offers[taken]
+            drafts = source.propose(depth) if depth else []
         drafted = self._clock()
         rows = self._target.step(self._sequence, [self.tokens[-1], *drafts], 1 + len(drafts), self._params)
         verified = self._clock()
@@ -200,8 +201,8 @@ class Decoding(Generic[S]):
             texts.append(self._take(token))
             if self.finish_reason:
                 break
-        if self._source is not None:
-            self._source.advance(samples[:taken])
+        for source in self._sources:
+            source.advance(samples[:taken])
         parts: list[tuple[int, int, Origin]] = [(0, min(taken, accepted), "draft"), (accepted, taken, "target")]
         for begin, end, origin in parts:
             if begin < end:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
-from gemma_mtp.config import ModelConfig
+from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.verification import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.errors import PromptError
-from gemma_mtp.models.decoder import decode
+from gemma_mtp.models.assistant import draft_step
+from gemma_mtp.models.decoder import Decoded, decode
+from gemma_mtp.models.heads import draft_heads
 from gemma_mtp.ops.native import Dtype, NativeOps, NativeWeights
 
 MAX_DEPTH = 32  # tokens a round can draft
@@ -23,14 +25,17 @@ _MAX_OUTPUTS = 64
 
 @dataclass
 class SequenceState:
-    """One sequence: its place in the cache, and its tokens."""
+    """One sequence: its place in the cache, its tokens, and what a drafter needs of its last pass."""
 
     handle: int
     tokens: list[int] = field(default_factory=list)
+    hidden: NDArray[np.float32] | None = None
+    """float32 [rows, hidden]: the last hidden states of the rows that the last pass sampled."""
 
 
 class Engine:
-    """Runs a target natively. Implements decoding.verification.Target.
+    """Runs a target natively, with a drafter if one is attached. Implements decoding.verification.Target and
+    decoding.drafting.Drafting.
 
     threads: of a pass; context: the most tokens a sequence may hold; isa: the instruction-set build, "auto" the best.
     """
@@ -46,13 +51,35 @@ class Engine:
         isa: str = "auto",
     ):
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
-        pool = _native.ThreadPool(threads)
-        self.weights = NativeWeights(tensors, pool, dtype)
-        self.plan = _native.Plan(pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
-        decoded = decode(NativeOps(self.plan, self.weights, config.eps), config)
+        self._tensors, self._isa = tensors, isa
+        self._pool = _native.ThreadPool(threads)
+        looked_up = {"ple_embed"} if config.tied_embedding else {"ple_embed", "embed"}
+        self.weights = NativeWeights(tensors, self._pool, dtype, looked_up)
+        self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
+        decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
         layers = [(layer.kv_heads, layer.head_dim, layer.window or 0) for layer in config.layers]
         self.cache = _native.KvCache("f32" if dtype == "f32" else "f16", layers, context, rollback=2 * MAX_DEPTH)
         self._runner = _native.Runner(self.plan, self.cache, decoded.logits, decoded.hidden, config.vocab)
+        self.drafter: _native.Drafter | None = None
+
+    def attach(self, config: AnyDrafterConfig, tensors: Mapping[str, TensorInfo], dtype: Dtype = "as-is") -> None:
+        """Adds a drafter, whose precision is its own. Raises PairError when it does not belong to the target."""
+        config.check_target(self.config)
+        plan = _native.Plan(self._pool, self._isa, 1, 1)
+        embed = "embed" if isinstance(config, DrafterConfig) or self.config.tied_embedding else "lm_head"
+        shared, looked_up = {}, set()
+        if embed == "embed" and not self.config.tied_embedding:
+            looked_up.add("target_embed")
+        else:
+            shared["target_embed"] = self.weights.matrix(embed)
+        tensors = {**tensors, "target_embed": self._tensors[embed]}
+        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, looked_up, shared), config.eps)
+        if isinstance(config, DrafterConfig):
+            step = draft_step(ops, config, self.config)
+            logits, following = [step.logits], step.hidden
+        else:
+            logits, following = draft_heads(ops, config), -1
+        self.drafter = _native.Drafter(plan, self.cache, ops.state, logits, following, config.vocab)
 
     def create(self) -> SequenceState:
         """A new, empty sequence; to be given back with `release`."""
@@ -66,19 +93,18 @@ class Engine:
         self._forward(sequence, tokens, rows)
         if not rows:
             return Rows([])
-        native = _native.SampleParams(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            seed=params.seed,
-            logprobs=params.logprobs,
-        )
+        if self.drafter:
+            sequence.hidden = self._runner.hidden()
         seen = sequence.tokens[: len(sequence.tokens) - rows + 1] if params.repetition_penalty != 1 else []
-        choices = self._runner.choose(native, np.array(seen, np.int32))
+        choices = self._runner.choose(_native_params(params), np.array(seen, np.int32))
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
         return Rows([token for token, _, _ in choices], logprobs)
+
+    def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        """See Drafting.draft."""
+        assert self.drafter is not None, "nothing drafts until a drafter is attached"
+        assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
+        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, _native_params(params))
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
@@ -114,3 +140,15 @@ class Engine:
             return np.concatenate(parts)
         finally:
             self.release(sequence)
+
+
+def _native_params(params: SamplingParams) -> _native.SampleParams:
+    return _native.SampleParams(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        seed=params.seed,
+        logprobs=params.logprobs,
+    )

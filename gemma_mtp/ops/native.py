@@ -1,6 +1,7 @@
 """The native executor: records ops into a plan that C++ runs with no Python in it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Literal
 
@@ -8,47 +9,83 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
-from gemma_mtp.checkpoints.tensors import TensorInfo
+from gemma_mtp.checkpoints.tensors import TensorInfo, token_ordering
 from gemma_mtp.config import LayerConfig, RopeConfig
 
 Dtype = Literal["as-is", "f32"]
+
+_GROUP = 16  # rows of a matrix that lie together
 
 
 class NativeWeights:
     """A checkpoint's weights as the kernels read them, packed when they are first asked for.
 
-    dtype "as-is" keeps the file's quantisation, "f32" makes every weight float32.
+    dtype: "as-is" keeps the file's quantisation, "f32" makes every weight float32. looked_up: matrices of which only
+    single rows are read, which stay in their file. shared: matrices that another model has packed already, by the name
+    they have here.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], pool: _native.ThreadPool, dtype: Dtype):
-        self._tensors, self._pool, self._dtype = tensors, pool, dtype
-        self._matrices: dict[str, _native.Weight] = {}
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorInfo],
+        pool: _native.ThreadPool,
+        dtype: Dtype,
+        looked_up: Collection[str] = (),
+        shared: Mapping[str, _native.Weight] | None = None,
+    ):
+        self._tensors, self._pool, self._dtype, self._looked_up = tensors, pool, dtype, looked_up
+        self._matrices = dict(shared or {})
+        self._own: list[_native.Weight] = []
 
     def matrix(self, name: str) -> _native.Weight:
-        """A weight [outputs, inputs]."""
+        """A weight [outputs, inputs], or [experts, outputs, inputs] with the experts below each other."""
         if name not in self._matrices:
             tensor = self._tensors[name]
-            rows, cols = tensor.shape
-            if self._dtype == "f32":
-                source = self._floats(tensor).view(np.uint8)
-                self._matrices[name] = _native.Weight.pack("F32", source, rows, cols, self._pool, lambda *_: None)
-            else:
-                self._matrices[name] = _native.Weight.pack(
-                    tensor.type, tensor.data, rows, cols, self._pool, partial(_release, tensor)
-                )
+            rows = math.prod(tensor.shape[:-1])
+            self._matrices[name] = self._pack(tensor, tensor.data, rows, partial(_release, tensor))
         return self._matrices[name]
 
+    def by_centroid(self, name: str, ordering: str, count: int) -> tuple[_native.Weight, list[int]]:
+        """The rows of a matrix [vocab, inputs] centroid by centroid, each filled up to a multiple of 16, and the token
+        of every row, -1 for one that only fills up. `ordering` names the tokens [vocab] in that order."""
+        tensor = self._tensors[name]
+        vocab = tensor.shape[0]
+        per = vocab // count
+        tokens = np.full((count, -(-per // _GROUP) * _GROUP), -1)
+        tokens[:, :per] = token_ordering(self._tensors[ordering]).reshape(count, per)
+        rows = tensor.data.reshape(vocab, -1)[np.maximum(tokens, 0).reshape(-1)]
+        packed = self._pack(tensor, rows.reshape(-1), tokens.size, lambda *_: None)
+        return packed, tokens.reshape(-1).tolist()
+
+    def table(self, name: str) -> _native.Table:
+        """A weight whose rows are looked up one at a time."""
+        if name not in self._looked_up:
+            return _native.Table.packed(self.matrix(name))
+        tensor = self._tensors[name]
+        return _native.Table.mapped(tensor.type, tensor.data, *tensor.shape)
+
     def vector(self, name: str) -> NDArray[np.float32]:
-        return self._floats(self._tensors[name])
+        tensor = self._tensors[name]
+        return _floats(tensor.type, tensor.data, math.prod(tensor.shape))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed matrices."""
-        return sum(matrix.nbytes for matrix in self._matrices.values())
+        """Bytes of the matrices packed here."""
+        return sum(matrix.nbytes for matrix in self._own)
 
-    @staticmethod
-    def _floats(tensor: TensorInfo) -> np.ndarray:
-        return _native.dequantize(tensor.type, tensor.data, int(np.prod(tensor.shape))).reshape(-1)
+    def _pack(
+        self, tensor: TensorInfo, data: NDArray[np.uint8], rows: int, done: Callable[[int, int], None]
+    ) -> _native.Weight:
+        kind, cols = tensor.type, tensor.shape[-1]
+        if self._dtype == "f32":
+            kind, data, done = "F32", _floats(kind, data, rows * cols).view(np.uint8), lambda *_: None
+        weight = _native.Weight.pack(kind, data, rows, cols, self._pool, done)
+        self._own.append(weight)
+        return weight
+
+
+def _floats(kind: str, data: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    return _native.dequantize(kind, data, count).reshape(-1)
 
 
 def _release(tensor: TensorInfo, begin: int, end: int) -> None:
@@ -61,9 +98,16 @@ class NativeOps:
     def __init__(self, plan: _native.Plan, weights: NativeWeights, eps: float):
         self._plan, self._weights, self._eps = plan, weights, eps
         self._ropes: dict[tuple[int, RopeConfig], int] = {}
+        self.state = -1
+        """The buffer of `hidden`."""
+
+    def hidden(self, width: int) -> int:
+        if self.state < 0:
+            self.state = self._plan.input(width)
+        return self.state
 
     def embed(self, weight: str, scale: float) -> int:
-        return self._plan.embed(_native.Table.packed(self._weights.matrix(weight)), scale)
+        return self._plan.embed(self._weights.table(weight), scale)
 
     def norm(self, x: int, weight: str | None, factor: float = 1.0) -> int:
         vector = self._weights.vector(weight) if weight else np.ones(0, np.float32)
@@ -77,6 +121,10 @@ class NativeOps:
 
     def gated(self, x: int, gate: str, up: str) -> int:
         return self._plan.gated(x, self._weights.matrix(gate), self._weights.matrix(up))
+
+    def experts(self, x: int, scores: int, gate_up: str, down: str, expert_scale: str, active: int) -> int:
+        matrices = self._weights.matrix(gate_up), self._weights.matrix(down)
+        return self._plan.experts(x, scores, *matrices, self._weights.vector(expert_scale).tolist(), active)
 
     def gelu_times(self, gate: int, x: int, column: int) -> int:
         return self._plan.gelu_times(gate, x, column)
@@ -93,6 +141,9 @@ class NativeOps:
     def scale(self, x: int, factor: float) -> int:
         self._plan.scale(x, factor)
         return x
+
+    def copy(self, x: int) -> int:
+        return self._plan.copy(x)
 
     def concat(self, a: int, b: int) -> int:
         return self._plan.concat(a, b)
@@ -111,6 +162,12 @@ class NativeOps:
     def outputs(self, x: int) -> int:
         return self._plan.outputs(x)
 
+    def centroid_logits(self, x: int, centroids: str, ordering: str, weight: str, active: int) -> int:
+        matrix = self._weights.matrix(centroids)
+        (scores,) = self._plan.project(x, [matrix])
+        rows, tokens = self._weights.by_centroid(weight, ordering, matrix.rows)
+        return self._plan.centroid_logits(x, scores, rows, tokens, active)
+
     def softcap(self, x: int, cap: float) -> int:
         self._plan.softcap(x, cap)
         return x
@@ -121,5 +178,7 @@ class NativeOps:
         if key not in self._ropes:
             exponents = np.arange(0, 2 * rope.pairs, 2, dtype=np.float32) / np.float32(head_dim)
             frequencies = np.float32(1) / np.power(np.float32(rope.theta), exponents, dtype=np.float32)
-            self._ropes[key] = self._plan.rope((frequencies / np.float32(rope.factor)).tolist())
+            pairs = -(-rope.pairs // _GROUP) * _GROUP  # the kernel's step: pairs turned by 0 stay as they are
+            padded = np.pad(frequencies / np.float32(rope.factor), (0, pairs - rope.pairs))
+            self._ropes[key] = self._plan.rope(padded.tolist())
         return self._ropes[key]

@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "gmtp/error.h"
+#include "gmtp/drafter.h"
 #include "gmtp/runner.h"
 
 namespace gmtp {
@@ -19,6 +20,7 @@ namespace {
 using namespace nb::literals;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using State = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using WeightPtr = std::shared_ptr<const Weight>;
 
@@ -113,7 +115,17 @@ void bind_plan(nb::module_& m) {
         .def("attend", [](Plan& p, BufferId q, int layer, int64_t kv_heads, int64_t head_dim, int64_t window, float scale, int64_t behind) {
                 return p.attend(q, layer, {kv_heads, head_dim, window}, scale, behind);
             }, "q"_a, "layer"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "scale"_a, "behind"_a = 0)
+        .def("copy", &Plan::copy, "x"_a)
         .def("concat", &Plan::concat, "a"_a, "b"_a)
+        .def("experts", [](Plan& p, BufferId x, BufferId scores, std::shared_ptr<Weight> gate_up, std::shared_ptr<Weight> down,
+                           std::vector<float> scales, int active) {
+                return p.experts(x, scores, std::move(gate_up), std::move(down), std::move(scales), active);
+            }, "x"_a, "scores"_a, "gate_up"_a, "down"_a, "scales"_a, "active"_a)
+        .def("centroid_logits", [](Plan& p, BufferId x, BufferId scores, std::shared_ptr<Weight> weight,
+                                   std::vector<int32_t> tokens, int active) {
+                return p.centroid_logits(x, scores, std::move(weight), std::move(tokens), active);
+            }, "x"_a, "scores"_a, "weight"_a, "tokens"_a, "active"_a,
+            "weight: each centroid's rows one after another; tokens: the token of each row, -1 for none.")
         .def("outputs", &Plan::outputs, "x"_a)
         .def("softcap", &Plan::softcap, "x"_a, "cap"_a)
         .def("profile", &Plan::profile, "Seconds of thread 0 by kind of op since the last call.")
@@ -151,6 +163,29 @@ void bind_plan(nb::module_& m) {
              "Of the last pass: float32 [outputs, vocab].")
         .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
              "Of the last pass, after the final norm: float32 [outputs, hidden].");
+
+    nb::class_<Drafter>(m, "Drafter", "Runs a drafter's plan over the target's cache.")
+        .def("__init__", [](Drafter* self, std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, BufferId state,
+                            std::vector<BufferId> logits, BufferId next, int64_t vocab) {
+                new (self) Drafter(std::move(plan), std::move(cache), {state, std::move(logits), next}, vocab);
+            }, "plan"_a, "cache"_a, "state"_a, "logits"_a, "next"_a, "vocab"_a, "next: -1 for parallel heads.")
+        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params) {
+                nb::gil_scoped_release release;
+                return d.draft(sequence, token, {state.data(), state.size()}, depth, params);
+            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a,
+            "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden].")
+        .def("logits", [](Drafter& d, size_t head) {
+                const auto scores = d.logits(head);
+                const int32_t* tokens = d.candidates(head);
+                std::vector<std::pair<int32_t, float>> result;
+                for (size_t i = 0; i < scores.size(); i++)
+                    if (!tokens || tokens[i] >= 0) result.emplace_back(tokens ? tokens[i] : static_cast<int32_t>(i), scores[i]);
+                return result;
+            }, "head"_a = 0, "Of the last step: (token, score) of every token that was scored.")
+        .def("next_state", [](Drafter& d) {
+                const auto state = d.next_state();
+                return copy_rows(1, static_cast<int64_t>(state.size()), [&](int) { return state.data(); });
+            }, "The hidden state after the last step: float32 [1, hidden].");
 
     nb::class_<SampleParams>(m, "SampleParams")
         .def("__init__", [](SampleParams* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,

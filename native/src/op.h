@@ -17,7 +17,9 @@ struct Run {
     int thread;
     std::atomic<int64_t>& next;  // of this op, for handing out pieces
 
-    int rows(const Buffer& b) const { return b.rows == Rows::Pass ? pass.rows : static_cast<int>(pass.outputs.size()); }
+    int rows(const Buffer& b) const {
+        return (b.rows == Rows::Pass ? pass.rows : static_cast<int>(pass.outputs.size())) * b.per_row;
+    }
 
     template <class F> void each_row(const Buffer& b, F&& body) const {
         for (int r = thread, n = rows(b); r < n; r += pool.size()) body(r);

@@ -8,13 +8,6 @@
 namespace gmtp {
 namespace {
 
-// Weight bytes in a piece of work: small enough to balance, large enough that handing it out costs nothing.
-constexpr size_t kPieceBytes = 32 * 1024;
-
-int64_t piece_groups(const Matrix& m) {
-    return std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / group_bytes(m.type, m.cols)));
-}
-
 const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
 }  // namespace
@@ -76,30 +69,31 @@ void ProjectOp::run(const Run& r) const {
     });
 }
 
-void GatedOp::run(const Run& r) const {
+void gated_groups(const Run& r, const Matrix& gate, int64_t g0, const Matrix& up, int64_t u0, int64_t groups, const Buffer& x,
+                  int row0, int row1, const Buffer& out, int64_t column) {
     constexpr int kTileRows = 32;
-    alignas(64) float left[kTileRows * kBlock], right[kTileRows * kBlock];  // pieces of two groups, so of whole blocks
+    alignas(64) float left[kTileRows * kBlock], right[kTileRows * kBlock];  // two groups, so a whole block a row
+    const int64_t width = groups * kGroupRows;
+    for (int begin = row0; begin < row1; begin += kTileRows) {
+        const int end = std::min(begin + kTileRows, row1);
+        // The kernel writes to column 16 g of row t: shift so that this tile lands at the start of the scratch.
+        r.matmul.matmul(gate, g0, g0 + groups, x.data, begin, end, left - begin * kBlock - g0 * kGroupRows, kBlock);
+        r.matmul.matmul(up, u0, u0 + groups, x.data, begin, end, right - begin * kBlock - u0 * kGroupRows, kBlock);
+        for (int t = begin; t < end; t++) {
+            const int64_t at = static_cast<int64_t>(t - begin) * kBlock;
+            r.layer.gated_gelu(left + at, right + at, width, row(out, t) + column);
+            r.wrote(out, t, column, column + width);
+        }
+    }
+}
+
+void GatedOp::run(const Run& r) const {
     const int rows = r.rows(*x);
     const Matrix &g = gate->matrix, &u = up->matrix;
     const int64_t pairs = (g.groups() + 1) / 2;
     r.each_piece(pairs, std::max<int64_t>(1, piece_groups(g) / 4), [&](int64_t begin, int64_t end) {
-        for (int64_t pair = begin; pair < end; pair++) {
-            const int64_t g0 = pair * 2, g1 = std::min(g0 + 2, g.groups());
-            const int64_t column = g0 * kGroupRows, width = (g1 - g0) * kGroupRows;
-            for (int row0 = 0; row0 < rows; row0 += kTileRows) {
-                const int row1 = std::min(row0 + kTileRows, rows);
-                // The kernel writes to column 16 g of row t: shift so that this tile lands at the start of the scratch.
-                float* to_left = left - row0 * kBlock - column;
-                float* to_right = right - row0 * kBlock - column;
-                r.matmul.matmul(g, g0, g1, x->data, row0, row1, to_left, kBlock);
-                r.matmul.matmul(u, g0, g1, x->data, row0, row1, to_right, kBlock);
-                for (int t = row0; t < row1; t++) {
-                    const int64_t at = static_cast<int64_t>(t - row0) * kBlock;
-                    r.layer.gated_gelu(left + at, right + at, width, row(*out, t) + column);
-                    r.wrote(*out, t, column, column + width);
-                }
-            }
-        }
+        for (int64_t g0 = begin * 2; g0 < std::min(end * 2, g.groups()); g0 += 2)
+            gated_groups(r, g, g0, u, g0, std::min<int64_t>(2, g.groups() - g0), *x, 0, rows, *out, g0 * kGroupRows);
     });
 }
 
@@ -258,6 +252,13 @@ void MergeOp::run(const Run& r) const {
         }
         if (running.total > 0) r.layer.scale(result, dim, 1.0f / running.total);
         r.wrote(*a.out, at, head * dim, head * dim + dim);
+    });
+}
+
+void CopyOp::run(const Run& r) const {
+    r.each_row(*out, [&](int i) {
+        std::memcpy(row(*out, i), row(*x, i), out->width * sizeof(float));
+        r.wrote(*out, i);
     });
 }
 

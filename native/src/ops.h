@@ -1,5 +1,7 @@
 // The ops a plan can record, each with its fields in the open; plan.cpp fills them in.
 #pragma once
+#include <algorithm>
+
 #include "op.h"
 
 namespace gmtp {
@@ -134,6 +136,13 @@ struct MergeOp : Op {
     void run(const Run& r) const override;
 };
 
+struct CopyOp : Op {
+    const Buffer* x;
+    Buffer* out;
+    const char* name() const override { return "copy"; }
+    void run(const Run& r) const override;
+};
+
 struct ConcatOp : Op {
     const Buffer *a, *b;
     Buffer* out;
@@ -154,5 +163,17 @@ struct SoftcapOp : Op {
     const char* name() const override { return "softcap"; }
     void run(const Run& r) const override;
 };
+
+// Weight bytes in a piece of work: small enough to balance, large enough that handing it out costs nothing.
+constexpr size_t kPieceBytes = 32 * 1024;
+
+inline int64_t piece_groups(const Matrix& m) {
+    return std::max<int64_t>(1, static_cast<int64_t>(kPieceBytes / group_bytes(m.type, m.cols)));
+}
+
+// gelu(gate x) * up x for `groups` (at most two) groups of gate from g0 and of up from u0, for rows [row0, row1) of x,
+// into the columns of `out` from `column` (a multiple of 32) on.
+void gated_groups(const Run& r, const Matrix& gate, int64_t g0, const Matrix& up, int64_t u0, int64_t groups, const Buffer& x,
+                  int row0, int row1, const Buffer& out, int64_t column);
 
 }  // namespace gmtp

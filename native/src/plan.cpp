@@ -60,7 +60,7 @@ void Plan::read_by(const Matrix& reader, BufferId id, int digits) {
 }
 
 size_t Plan::float_bytes(const Buffer& b) const {
-    return static_cast<size_t>(b.rows == Rows::Pass ? max_rows_ : max_outputs_) * b.data.stride * sizeof(float);
+    return static_cast<size_t>(b.rows == Rows::Pass ? max_rows_ : max_outputs_) * b.per_row * b.data.stride * sizeof(float);
 }
 
 size_t Plan::quantised_bytes(const Buffer& b) const {
@@ -281,6 +281,15 @@ BufferId Plan::attend(BufferId q, int layer, const KvLayer& shape, float scale, 
     merge->attend = op.get(), merge->reads = {id, parts_id_}, merge->writes = {id};
     append(std::move(op));
     append(std::move(merge));
+    return id;
+}
+
+BufferId Plan::copy(BufferId x) {
+    const BufferId id = make(get(x).width, get(x).rows);
+    auto op = std::make_unique<CopyOp>();
+    op->x = &get(x), op->out = &get(id);
+    op->share = by_rows(get(x)), op->reads = {x}, op->writes = {id};
+    append(std::move(op));
     return id;
 }
 

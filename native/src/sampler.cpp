@@ -169,22 +169,24 @@ struct Row {
         kept.ids.resize(count);
     }
 
-    int32_t draw(const SampleParams& p, int64_t position) {
-        if (p.temperature <= 0) return argmax();
+    // tokens: the token of each logit, null for its index; noise and result are of tokens.
+    int32_t draw(const SampleParams& p, int64_t position, const int32_t* tokens = nullptr) {
+        const int32_t first = argmax(), likeliest = tokens ? tokens[first] : first;
+        if (p.temperature <= 0 || p.top_k == 1) return likeliest;
         // Scores are relative to the largest logit; the limit only keeps 0 * scale a number.
         float scale = 1.0f / std::max(p.temperature, 1e-30f);
         NoiseKey key = noise_key(p.seed, position);
         Winner none{-kInfinity, std::numeric_limits<int32_t>::max()};
-        if (p.top_k == 1) return argmax();
         if ((p.top_k > 0 && p.top_k < vocab) || p.top_p < 1 || p.min_p > 0) {
             filter(p, scale);
-            const auto& kept = scratch.kept;
+            auto& kept = scratch.kept;
+            if (tokens)
+                for (int32_t& id : kept.ids) id = tokens[id];
             return kernels.noisy_argmax(kept.logits.data(), kept.ids.data(), kept.ids.size(), largest, scale, key, none).token;
         }
         // The likeliest token first: it sets the mark that most others cannot reach.
-        int32_t first = argmax();
-        Winner start = kernels.noisy_argmax(logits + first, &first, 1, largest, scale, key, none);
-        return kernels.noisy_argmax(logits, nullptr, vocab, largest, scale, key, start).token;
+        Winner start = kernels.noisy_argmax(logits + first, &likeliest, 1, largest, scale, key, none);
+        return kernels.noisy_argmax(logits, tokens, vocab, largest, scale, key, start).token;
     }
 };
 
@@ -233,6 +235,11 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
     result.logprob = logprob(logits[result.token]);
     result.top = scratch.top;
     return result;
+}
+
+int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
+                const SampleParams& params, int64_t position, Scratch& scratch) {
+    return Row(kernels, logits, count, scratch).draw(params, position, tokens);
 }
 
 }  // namespace gmtp

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gemma_mtp import _native
-from gemma_mtp.decoding import Rows, SamplingParams, TokenLogprobs
+from gemma_mtp.decoding import Confidence, Rows, SamplingParams, TokenLogprobs
 
 VOCAB = 40
 
@@ -88,8 +88,8 @@ class OracleDrafts:
         self.at = 0
 
     @property
-    def confidence(self) -> int | None:
-        return 0
+    def confidence(self) -> Confidence | None:
+        return Confidence("oracle")
 
     def propose(self, depth: int) -> list[int]:
         coming = (self._text[self.at : self.at + depth] + [0] * depth)[:depth]

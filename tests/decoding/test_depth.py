@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gemma_mtp.decoding import AutoDepth, FixedDepth
+from gemma_mtp.decoding import AutoDepth, Confidence, FixedDepth
 from gemma_mtp.errors import SettingsError
 
 STEEP = [1, 1.9, 2.7, 3, 3.4, 3.9, 4.4, 4.9, 5.4]
@@ -18,14 +18,15 @@ def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0
     done, seconds, depths = 0, 0.0, []
     while done < tokens:
         confidence = int(rng.integers(confidences))
-        depth = control.choose(confidence, len(curve) - 1)
+        offer = Confidence("test", confidence)
+        _, depth = control.choose([offer], len(curve) - 1)
         accepted = 0
         while accepted < depth and rng.random() < acceptance(done, confidence):
             accepted += 1
         cost = curve[depth] * np.exp(noise * rng.standard_normal())
         if noise and rng.random() < 0.02:
             cost *= 4  # another process took the core
-        control.update(confidence, depth, accepted, depth * draft, cost)
+        control.update(offer, depth, accepted, depth * draft, cost)
         done += 1 + accepted
         seconds += curve[depth] + depth * draft  # judged without the noise
         depths.append(depth)
@@ -78,8 +79,8 @@ def test_each_confidence_has_a_depth_of_its_own():
     control = auto(FLAT)
     seconds, _ = simulate(control, FLAT, acceptance, confidences=2)
     assert seconds < 0.95 * best_fixed(FLAT, acceptance, confidences=2)
-    assert control.choose(0, 8) <= 1
-    assert control.choose(1, 8) >= 4
+    assert control.choose([Confidence("test", 0)], 8)[1] <= 1
+    assert control.choose([Confidence("test", 1)], 8)[1] >= 4
 
 
 def test_follows_a_text_that_changes():
@@ -125,10 +126,27 @@ def test_an_expensive_drafter_is_not_asked():
 
 def test_limits_are_kept():
     control = AutoDepth([1, 1, 1, 1])
-    assert control.choose(0, 8) == 3
-    assert control.choose(0, 1) == 1
-    assert FixedDepth(5).choose(0, 2) == 2
-    assert AutoDepth([1.0]).choose(0, 8) == 0
+    offers = [Confidence("test")]
+    assert control.choose(offers, 8) == (0, 3)
+    assert control.choose(offers, 1) == (0, 1)
+    assert FixedDepth(5).choose(offers, 2) == (0, 2)
+    assert AutoDepth([1.0]).choose(offers, 8) == (0, 0)
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_the_source_that_gains_more_is_taken(better):
+    """Two sources always on offer; what each would have gained is known from their acceptance alone."""
+    control, rng = auto(FLAT), np.random.default_rng(0)
+    offers, chances, taken = [Confidence("a"), Confidence("b")], [0.5, 0.5], []
+    chances[better] = 0.9
+    for _ in range(2000):
+        which, depth = control.choose(offers, 8)
+        accepted = 0
+        while accepted < depth and rng.random() < chances[which]:
+            accepted += 1
+        control.update(offers[which], depth, accepted, depth * 0.002, FLAT[depth])
+        taken.append(which)
+    assert np.mean(np.array(taken[500:]) == better) > 0.9
 
 
 @pytest.mark.parametrize("make", [lambda: FixedDepth(-1), lambda: AutoDepth([]), lambda: AutoDepth([1, 0])])

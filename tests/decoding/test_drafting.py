@@ -85,7 +85,8 @@ def test_confidence_grows_with_the_match():
         lookup = PromptLookup()
         lookup.advance([1000, *range(length), 1001, *range(length)])
         classes.append(lookup.confidence)
-    assert classes == [None, 2, 2, 3, 4, 4, 5, 5]
+    levels = [confidence and confidence.level for confidence in classes]
+    assert levels == [None, 2, 2, 3, 4, 4, 5, 5]
 
 
 def test_an_empty_source_proposes_nothing():

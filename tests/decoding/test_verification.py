@@ -31,7 +31,7 @@ def run(params, source=None, depth=None, target=None, context=10_000, eos_ids=()
         params,
         text=FakeText(),
         context=context,
-        source=source,
+        sources=[source] if source else [],
         depth=depth,
         eos_ids=eos_ids,
     )
@@ -199,7 +199,7 @@ def test_an_interrupt_keeps_the_text_so_far_and_a_clean_sequence(at):
     target.interrupt_at = at
     source = OracleDrafts(prompt, plain.tokens, 0.5)
     decoding = Decoding(
-        target, sequence, prompt, params, text=FakeText(), context=2000, source=source, depth=FixedDepth(3)
+        target, sequence, prompt, params, text=FakeText(), context=2000, sources=[source], depth=FixedDepth(3)
     )
     pieces = list(decoding)
     assert decoding.finish_reason == "cancelled"
@@ -217,7 +217,7 @@ def test_closing_the_stream_leaves_a_clean_sequence():
         SamplingParams(max_tokens=20),
         text=FakeText(),
         context=99,
-        source=OracleDrafts(PROMPT, plain.tokens, 1.0),
+        sources=[OracleDrafts(PROMPT, plain.tokens, 1.0)],
         depth=FixedDepth(3),
     )
     stream = iter(decoding)

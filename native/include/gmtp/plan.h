@@ -44,12 +44,14 @@ struct Buffer {
     bool quantised = false;  // some reader wants the int8 form
     bool input = false;      // filled by the caller before a run
     bool kept = false;       // read by the caller after a run
+    int per_row = 1;         // vectors a row: more for the experts that work on it
 };
 
 using BufferId = int;
 
 class Op;
 struct AttendParts;
+struct ChooseCentroidsOp;
 
 class Plan {
 public:
@@ -74,9 +76,17 @@ public:
     void remember(int layer, BufferId k, BufferId v);                         // into the cache, at the rows' positions
     // Attention of q's heads over a cache layer. `behind`: positions nearer than this are not seen (0: a row sees itself).
     BufferId attend(BufferId q, int layer, const KvLayer& shape, float scale, int64_t behind);
+    BufferId copy(BufferId x);
     BufferId concat(BufferId a, BufferId b);
+    // A mixture of experts: the `active` with the largest scores (of scales.size()) work on each row of x. gate_up is
+    // [experts * 2 * width, inputs], the gate's rows before the others', down [experts * outputs, width].
+    BufferId experts(BufferId x, BufferId scores, std::shared_ptr<const Weight> gate_up, std::shared_ptr<const Weight> down,
+                     std::vector<float> scales, int active);
     BufferId outputs(BufferId x);                                             // the wanted rows of x
     void softcap(BufferId x, float cap);
+    // Scores of the tokens of the `active` centroids with the largest of `scores`. weight: each centroid's rows one after
+    // another, a multiple of 16 for each; tokens: the token of each row, -1 for a row that only fills up.
+    BufferId centroid_logits(BufferId x, BufferId scores, std::shared_ptr<const Weight> weight, std::vector<int32_t> tokens, int active);
 
     // Ends the recording: buffers that are never in use together share memory. Those in `kept` hold their values after a run.
     void finish(std::span<const BufferId> kept);
@@ -86,6 +96,9 @@ public:
 
     // An input or a kept buffer of a finished plan.
     const Buffer& buffer(BufferId id) const;
+    // The token of each score of a buffer of centroid_logits, for one of its rows; null for any other buffer, where the
+    // score of token t is at t.
+    const int32_t* candidates(BufferId id, int row) const;
     int max_rows() const { return max_rows_; }
     int max_outputs() const { return max_outputs_; }
     ThreadPool& pool() { return *pool_; }
@@ -112,6 +125,7 @@ private:
     int max_rows_, max_outputs_;
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<std::unique_ptr<Op>> ops_;
+    std::vector<std::pair<BufferId, const ChooseCentroidsOp*>> choosers_;
     std::shared_ptr<AttendParts> parts_;
     BufferId parts_id_ = -1;
     std::vector<std::shared_ptr<uint8_t[]>> arena_;

@@ -93,4 +93,9 @@ struct SamplingKernels {
 Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t vocab, const SampleParams& params,
                int64_t position, Seen seen, Scratch& scratch);
 
+// What a drafter proposes for `position`: the same draw, with the same noise, from its own logits. tokens[i] is the token
+// of logits[i], -1 for none; null: token i. Of the settings it leaves out the repetition penalty and logprobs.
+int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
+                const SampleParams& params, int64_t position, Scratch& scratch);
+
 }  // namespace gmtp

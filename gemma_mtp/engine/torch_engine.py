@@ -1,0 +1,231 @@
+"""One model in memory, run by PyTorch: passes over sequences, and its drafter."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gemma_mtp import _native
+from gemma_mtp.checkpoints.tensors import TensorInfo
+from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.verification import PROMPT_CHUNK, Rows, TokenLogprobs
+from gemma_mtp.errors import PromptError, SettingsError
+from gemma_mtp.models.assistant import draft_step
+from gemma_mtp.models.decoder import Decoded, decode
+from gemma_mtp.models.heads import draft_heads
+from gemma_mtp.ops.torch import FIXED_ROWS, GrowingCache, Pass, TorchOps, TorchWeights
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+TorchDtype = Literal["as-is", "f32", "bf16", "f16"]
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@dataclass
+class TorchSequence:
+    """One sequence: the tokens in its cache, and the last hidden states of the rows that its last pass sampled."""
+
+    tokens: list[int] = field(default_factory=list)
+    cache: GrowingCache = field(default_factory=GrowingCache)
+    hidden: torch.Tensor | None = None  # float32 [rows, hidden]
+
+
+@dataclass(frozen=True)
+class _Drafter:
+    config: AnyDrafterConfig
+    weights: TorchWeights
+
+
+class TorchEngine:
+    """Runs a target with PyTorch. Implements decoding.verification.Target.
+
+    context: the most tokens a sequence may hold. dtype: of products with weights and of the cache; "as-is" (and None)
+    is f32 on a CPU and bf16 elsewhere, whatever the file has. device: "auto" is the first there is of cuda, mps, cpu.
+
+    Passes of at most 16 tokens give each row the same bits whatever rows are beside it, so a round can draft 15.
+    """
+
+    max_depth = FIXED_ROWS - 1  # tokens a round can draft
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, TensorInfo],
+        *,
+        context: int,
+        dtype: TorchDtype | None = None,
+        device: Device = "auto",
+    ):
+        self.config, self.context = config, context
+        self.device = _device(device)
+        if dtype is None or dtype == "as-is":
+            dtype = "f32" if self.device.type == "cpu" else "bf16"
+        self.dtype = dtype
+        self.weights = TorchWeights(tensors, self.device, _DTYPES[dtype])
+        self._drafter: _Drafter | None = None
+        self._sampler = _native.Sampler()
+        self._last_logits = np.empty((0, config.vocab), np.float32)
+        self._last_draft: list[tuple[NDArray[np.float32], torch.Tensor]] = []  # logits and state of each step
+
+    @property
+    def threads(self) -> int:
+        """Threads of PyTorch's pool, which all its users in this process share."""
+        return torch.get_num_threads()
+
+    @property
+    def drafter(self) -> AnyDrafterConfig | None:
+        return self._drafter.config if self._drafter else None
+
+    def attach(self, config: AnyDrafterConfig, tensors: Mapping[str, TensorInfo]) -> None:
+        """Adds a drafter, in place of an earlier one. Raises PairError when it does not belong to this target."""
+        config.check_target(self.config)
+        # A drafter is fed the target's input embedding; heads score with its output embedding.
+        untied = isinstance(config, HeadsConfig) and not self.config.tied_embedding
+        shared = {"target_embed": self.weights["lm_head" if untied else "embed"]}
+        self._drafter = _Drafter(config, TorchWeights(tensors, self.device, self.weights.dtype, shared))
+
+    def create(self) -> TorchSequence:
+        """A new, empty sequence; to be given back with `release`."""
+        return TorchSequence()
+
+    def release(self, sequence: TorchSequence) -> None:
+        """Frees the sequence's cache; it is empty afterwards."""
+        sequence.tokens, sequence.cache, sequence.hidden = [], GrowingCache(), None
+
+    @torch.inference_mode()
+    def step(self, sequence: TorchSequence, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+        """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
+        decoded = self._forward(sequence, tokens, rows)
+        sequence.hidden = decoded.hidden
+        self._last_logits = _numpy(decoded.logits)
+        first = len(sequence.tokens) - rows + 1  # index of the first sampled token
+        seen, drafted = sequence.tokens[:first], sequence.tokens[first:]
+        choices = [
+            self._sample(logits, first + i, params, seen, drafted[:i]) for i, logits in enumerate(self._last_logits)
+        ]
+        logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
+        return Rows([token for token, _, _ in choices], logprobs)
+
+    def truncate(self, sequence: TorchSequence, length: int) -> None:
+        del sequence.tokens[length:]
+
+    @torch.inference_mode()
+    def draft(
+        self, sequence: TorchSequence, row: int, token: int, depth: int, params: SamplingParams
+    ) -> list[int]:
+        """At most `depth` tokens to follow `token`, the newest one, which is not in the sequence's cache yet.
+
+        row: which of the rows that the sequence's last pass sampled chose it. Each token is sampled for its place with
+        `params`, as the target will sample there.
+        """
+        if self._drafter is None:
+            raise SettingsError("There is no drafter to draft with: attach one.")
+        if sequence.hidden is None:
+            raise SettingsError("A sequence needs a pass before its first draft.")
+        config, weights = self._drafter.config, self._drafter.weights
+        newest, cached = token, len(sequence.tokens)
+        state = sequence.hidden[row : row + 1]
+        seen = [*sequence.tokens, newest]
+        drafts: list[int] = []
+        self._last_draft = []
+
+        def propose(logits: torch.Tensor) -> None:
+            scores = _numpy(logits)
+            drafts.append(self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts)[0])
+            self._last_draft.append((scores, state))
+
+        if isinstance(config, DrafterConfig):
+            for _ in range(depth):
+                rows = Pass([drafts[-1] if drafts else newest], cached, sequence.cache, outputs=1, hidden=state)
+                drafted = draft_step(TorchOps(weights, config.eps, rows), config, self.config)
+                state = drafted.hidden
+                propose(drafted.logits)
+        elif depth:
+            rows = Pass([newest], cached, sequence.cache, outputs=1, hidden=state)
+            first_heads = dataclasses.replace(config, count=min(depth, config.count))
+            for logits in draft_heads(TorchOps(weights, config.eps, rows), first_heads):
+                propose(logits)
+        return drafts
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(tokens), vocab]: row i is of the token after tokens[i]."""
+        return np.concatenate([_numpy(decoded.logits) for decoded in self._all_rows(tokens)])
+
+    def hidden(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(tokens), hidden]: the last hidden states, after the final norm."""
+        return np.concatenate([_numpy(decoded.hidden) for decoded in self._all_rows(tokens)])
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """float32 [rows, vocab] of the rows that the last pass sampled."""
+        return self._last_logits
+
+    def last_draft(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of the last draft, for each token: its logits [drafts, vocab], and the hidden state after it [drafts, hidden].
+
+        Parallel heads make no states of their own: theirs is the target's.
+        """
+        logits, states = zip(*self._last_draft, strict=True)
+        return np.concatenate(logits), np.concatenate([_numpy(state) for state in states])
+
+    def _forward(self, sequence: TorchSequence, tokens: Sequence[int], outputs: int) -> Decoded[torch.Tensor]:
+        """Appends tokens to a sequence; the results of the last `outputs` of them."""
+        start = len(sequence.tokens)
+        for token in tokens:
+            if not 0 <= token < self.config.vocab:
+                fault = f"token {token} is outside the vocabulary of {self.config.vocab}"
+                raise PromptError(f"The tokens cannot be run: {fault}.")
+        if start + len(tokens) > self.context:
+            raise PromptError(f"The tokens cannot be run: the context of {self.context} tokens is full.")
+        rows = Pass(tokens, start, sequence.cache, outputs, invariant=len(tokens) <= FIXED_ROWS)
+        decoded = decode(TorchOps(self.weights, self.config.eps, rows), self.config)
+        sequence.tokens.extend(tokens)
+        return Decoded(rows.wanted(decoded.logits), rows.wanted(decoded.hidden))
+
+    @torch.inference_mode()
+    def _all_rows(self, tokens: Sequence[int]) -> list[Decoded[torch.Tensor]]:
+        sequence = self.create()
+        parts = [tokens[start : start + PROMPT_CHUNK] for start in range(0, len(tokens), PROMPT_CHUNK)]
+        return [self._forward(sequence, part, len(part)) for part in parts]
+
+    def _sample(
+        self,
+        logits: NDArray[np.float32],
+        position: int,
+        params: SamplingParams,
+        seen: Sequence[int],
+        drafted: Sequence[int],
+    ) -> tuple[int, float, list[tuple[int, float]]]:
+        """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`."""
+        penalised = params.repetition_penalty != 1
+        return self._sampler.sample(
+            logits,
+            position,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            seed=params.seed,
+            logprobs=params.logprobs,
+            seen=seen if penalised else [],
+            drafted=drafted if penalised else [],
+        )
+
+
+def _numpy(x: torch.Tensor) -> NDArray[np.float32]:
+    return x.float().cpu().numpy()
+
+
+def _device(asked: Device) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return torch.device(next(name for name in there if there[name]))
+    if not there[asked]:
+        raise SettingsError(f"The device is {asked!r}, which PyTorch does not find here: use auto or cpu.")
+    return torch.device(asked)

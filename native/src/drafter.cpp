@@ -1,0 +1,62 @@
+#include "gmtp/drafter.h"
+
+#include <algorithm>
+
+#include "gmtp/error.h"
+
+namespace gmtp {
+
+Drafter::Drafter(std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, DrafterBuffers buffers, int64_t vocab)
+    : plan_(std::move(plan)), cache_(std::move(cache)), buffers_(std::move(buffers)), vocab_(vocab) {
+    if (buffers_.logits.empty()) throw InputError("a drafter needs logits");
+    std::vector<BufferId> kept = buffers_.logits;
+    if (buffers_.next >= 0) kept.push_back(buffers_.next);
+    plan_->finish(kept);
+    if (buffers_.next >= 0 && plan_->buffer(buffers_.next).width != plan_->buffer(buffers_.state).width)
+        throw InputError("a drafter's state must be as wide before a step as after");
+    pass_.cache = cache_.get(), pass_.rows = 1;
+    pass_.positions.resize(1), pass_.outputs = {0}, pass_.segments.resize(1);
+}
+
+std::span<float> Drafter::values(BufferId id) const {
+    const Buffer& b = plan_->buffer(id);
+    return {b.data.x, static_cast<size_t>(b.width)};
+}
+
+std::span<const float> Drafter::logits(size_t head) const {
+    const auto all = values(buffers_.logits.at(head));
+    return candidates(head) ? all : all.first(std::min(all.size(), static_cast<size_t>(vocab_)));
+}
+
+std::span<const float> Drafter::next_state() const {
+    if (buffers_.next < 0) throw InputError("parallel heads have no next state");
+    return values(buffers_.next);
+}
+
+std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const float> state, int depth, const SampleParams& params) {
+    const int64_t position = cache_->length(sequence);
+    const auto input = values(buffers_.state);
+    if (state.size() != input.size()) throw InputError("a hidden state has another width than the drafter reads");
+    if (token < 0 || token >= vocab_) throw InputError("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(vocab_));
+    if (position < 1) throw InputError("a sequence needs a token in the cache before any can be drafted");
+    std::copy(state.begin(), state.end(), input.begin());
+    pass_.tokens = &token;
+    pass_.positions[0] = position;
+    pass_.segments[0] = {sequence, position, 0, 1};
+
+    std::vector<int32_t> drafted;
+    while (static_cast<int>(drafted.size()) < depth) {
+        plan_->run(pass_);
+        for (size_t head = 0; head < buffers_.logits.size() && static_cast<int>(drafted.size()) < depth; head++) {
+            const auto scores = logits(head);
+            token = propose(*plan_->kernels().sampling, scores.data(), candidates(head), static_cast<int64_t>(scores.size()),
+                            params, position + 1 + static_cast<int64_t>(drafted.size()), scratch_);
+            drafted.push_back(token);
+        }
+        if (buffers_.next < 0) break;
+        std::ranges::copy(next_state(), input.begin());
+    }
+    return drafted;
+}
+
+}  // namespace gmtp

@@ -1,0 +1,159 @@
+"""Engines in float32 against transformers, on a tiny random checkpoint of every kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.decoding import SamplingParams
+from gemma_mtp.engine.engine import Engine, SequenceState
+from gemma_mtp.engine.torch_engine import TorchEngine
+
+from ..checkpoints.tiny import TARGETS, write_folder, write_gguf
+from . import oracle
+
+LENGTH = 90  # tokens of the prompt: past the window of 32, and no multiple of anything
+STEPS = 64
+TOLERANCE = 1e-4  # of the largest value
+GREEDY = SamplingParams()
+HEADS = {"full head": False, "centroid head": True}
+GEMMA4 = [kind for kind, config in TARGETS.items() if "gemma4" in config["model_type"]]  # Google drafts for these
+
+EngineFor = Callable[..., Any]
+
+
+class Files(NamedTuple):
+    """One random model as transformers has it, and the same weights in both formats."""
+
+    reference: PreTrainedModel
+    folder: Path
+    gguf: Path
+
+
+@pytest.fixture(scope="module")
+def files_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, Any]], Files]:
+    made: dict[str, Files] = {}
+
+    def files(config: Mapping[str, Any]) -> Files:
+        key = repr(config)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("model")
+            weights = write_folder(folder, config)
+            gguf = tmp_path_factory.mktemp("gguf") / "model.gguf"
+            write_gguf(gguf, open_checkpoint(folder).config, weights)
+            made[key] = Files(oracle.load(folder), folder, gguf)
+        return made[key]
+
+    return files
+
+
+def torch_engine(target: Path, drafter: Path | None = None) -> TorchEngine:
+    checkpoint = open_checkpoint(target)
+    engine = TorchEngine(checkpoint.config, checkpoint.weights, context=256, dtype="f32", device="cpu")
+    if drafter:
+        checkpoint = open_checkpoint(drafter)
+        engine.attach(checkpoint.config, checkpoint.weights)
+    return engine
+
+
+class NativeEngine(Engine):
+    """Tells each step of its last draft by drafting once more for every one."""
+
+    def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        self._last = (sequence, row, token)
+        self._depth = depth
+        return super().draft(sequence, row, token, depth, params)
+
+    def last_draft(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self.drafter is not None
+        logits = np.full((self._depth, self.config.vocab), -np.inf, np.float32)
+        states = []
+        for step in range(self._depth):
+            super().draft(*self._last, step + 1, GREEDY)
+            tokens, scores = zip(*self.drafter.logits(), strict=True)
+            logits[step, tokens] = scores
+            states.append(self.drafter.next_state()[0])
+        return logits, np.stack(states)
+
+
+def native_engine(target: Path, drafter: Path | None = None) -> NativeEngine:
+    checkpoint = open_checkpoint(target)
+    engine = NativeEngine(checkpoint.config, checkpoint.weights, threads=2, context=256, dtype="f32")
+    if drafter:
+        checkpoint = open_checkpoint(drafter)
+        engine.attach(checkpoint.config, checkpoint.weights, "f32")
+    return engine
+
+
+@pytest.fixture(params=[native_engine, torch_engine])
+def engine_for(request: pytest.FixtureRequest) -> EngineFor:
+    """Makes an engine in float32 of a target's folder or GGUF file, and of a drafter's if there is one."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[int]:
+    return np.random.default_rng(1).integers(3, 256, LENGTH).tolist()
+
+
+def formats(files: Files) -> dict[str, Path]:
+    return {"folder": files.folder, "GGUF": files.gguf}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_logits_and_hidden_states_are_those_of_transformers(
+    engine_for: EngineFor, files_of: Callable, tokens: list[int], kind: str
+) -> None:
+    files = files_of(TARGETS[kind])
+    expected = oracle.run(files.reference, tokens)
+    for name, path in formats(files).items():
+        engine = engine_for(path)
+        logits = oracle.error(engine.logits(tokens), expected.logits)
+        hidden = oracle.error(engine.hidden(tokens), expected.hidden)
+        print(f"{kind}, {name}: relative error of logits {logits:.1e}, of hidden states {hidden:.1e}")
+        assert logits < TOLERANCE
+        assert hidden < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_greedy_tokens_are_those_of_transformers(
+    engine_for: EngineFor, files_of: Callable, tokens: list[int], kind: str
+) -> None:
+    files = files_of(TARGETS[kind])
+    engine = engine_for(files.folder)
+    sequence = engine.create()
+    text = [*tokens, *engine.step(sequence, tokens, 1, GREEDY).tokens]
+    for _ in range(STEPS - 1):
+        text += engine.step(sequence, text[-1:], 1, GREEDY).tokens
+    # A text is greedy when each of its tokens is the likeliest after those before it.
+    likeliest = oracle.run(files.reference, text).logits.argmax(axis=1)
+    assert text[LENGTH:] == likeliest[LENGTH - 1 : -1].tolist()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", GEMMA4)
+def test_drafts_are_those_of_transformers(
+    engine_for: EngineFor, files_of: Callable, tokens: list[int], kind: str, head: str
+) -> None:
+    target = files_of(TARGETS[kind])
+    drafter = files_of(oracle.drafter_for(TARGETS[kind], centroids=HEADS[head]))
+    for length in (2, 20, 33, 34, LENGTH):  # the window of 32 shut, just full, open
+        expected = oracle.draft(target.reference, drafter.reference, tokens[:length], depth=5)
+        for name, path in formats(drafter).items():
+            engine = engine_for(formats(target)[name], path)
+            sequence = engine.create()
+            engine.step(sequence, tokens[: length - 1], 1, GREEDY)
+            drafted = engine.draft(sequence, 0, tokens[length - 1], 5, GREEDY)
+            logits, hidden = engine.last_draft()
+            errors = oracle.error(logits, expected.logits), oracle.error(hidden, expected.hidden)
+            print(f"{kind}, {head}, {name}, {length} tokens: relative errors of logits, states {errors}")
+            assert drafted == expected.tokens
+            assert max(errors) < TOLERANCE
