@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma_mtp.decoding.sampling import SamplingParams
     from gemma_mtp.errors import CheckpointError, GemmaMtpError, PairError, PromptError, SettingsError
-    from gemma_mtp.model import Generation, Model, Stream
+    from gemma_mtp.generation import Generation, Stream
+    from gemma_mtp.model import Model
 
 __all__ = [
     "CheckpointError",
@@ -25,7 +26,7 @@ __all__ = [
     "Stream",
 ]
 
-_HOMES = {"SamplingParams": "decoding.sampling", "Generation": "model", "Model": "model", "Stream": "model"}
+_HOMES = {"SamplingParams": "decoding.sampling", "Generation": "generation", "Model": "model", "Stream": "generation"}
 
 
 def __getattr__(name: str) -> Any:

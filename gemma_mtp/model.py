@@ -4,74 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_mtp.checkpoints.hub import resolve
+from gemma_mtp.checkpoints.hub import find_assistant, resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.decoding.verification import Decoding, FinishReason, Piece, TokenLogprobs
+from gemma_mtp.decoding.verification import Decoding, TextStream
 from gemma_mtp.engine.engine import MAX_DEPTH, Engine, SequenceState
 from gemma_mtp.errors import CheckpointError, PairError, PromptError, SettingsError
+from gemma_mtp.generation import Generation, Stream
 from gemma_mtp.ops.native import Dtype
+from gemma_mtp.text.chat import ChatTemplate, Message
+from gemma_mtp.text.chat_text import ChatText
 from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Sequence[Message]
+Tools = Sequence[Mapping[str, Any]]
 Draft = int | str  # "auto", "off" or a number of tokens
 
 DEFAULT_CONTEXT = 8192
 
 _log = logging.getLogger("gemma_mtp")
-
-
-@dataclass
-class Generation:
-    """A finished generation. `tokens` ends with the stop token, if one ended it; `text` leaves it out."""
-
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None  # None while it runs
-    stats: Stats = field(default_factory=Stats)
-    logprobs: list[TokenLogprobs] | None = None
-
-
-class Stream:
-    """Iterate it for the pieces of a generation; `generation` holds what has come so far, and the end of it."""
-
-    def __init__(self, decoding: Decoding[SequenceState], engine: Engine, sequence: SequenceState, logprobs: bool):
-        self.generation = Generation(stats=decoding.stats, tokens=decoding.tokens, logprobs=[] if logprobs else None)
-        self._pieces = self._run(decoding, engine, sequence)
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Piece:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Ends the generation here and frees its cache."""
-        self._pieces.close()
-
-    def _run(
-        self, decoding: Decoding[SequenceState], engine: Engine, sequence: SequenceState
-    ) -> Generator[Piece, None, None]:
-        try:
-            for piece in decoding:
-                self.generation.text += piece.text
-                if self.generation.logprobs is not None and piece.logprobs:
-                    self.generation.logprobs += piece.logprobs
-                yield piece
-        finally:
-            self.generation.finish_reason = decoding.finish_reason or "cancelled"
-            engine.release(sequence)
 
 
 class _AutoDepth:
@@ -101,8 +63,15 @@ class _AutoDepth:
 class Model:
     """A target with what drafts for it. Make one with `Model.load`."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, drafter_name: str | None = None):
-        self._engine, self._tokenizer = engine, tokenizer
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        name: str,
+        drafter_name: str | None = None,
+    ):
+        self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self.name = name
         self.drafter_name = drafter_name or "prompt-lookup"
 
@@ -149,14 +118,15 @@ class Model:
             dtype=precision,
             isa=isa,
         )
+        drafter_path = _drafter_path(drafter, model, checkpoint.path)
         drafter_name = None
-        if str(drafter) not in ("auto", "none"):
-            assistant = open_checkpoint(resolve(str(drafter)))
+        if drafter_path:
+            assistant = open_checkpoint(drafter_path)
             if isinstance(assistant.config, ModelConfig):
                 raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
             engine.attach(assistant.config, assistant.weights, drafter_precision)
-            drafter_name = _name(assistant, drafter)
-        return cls(engine, tokenizer, _name(checkpoint, model), drafter_name)
+            drafter_name = _name(assistant, drafter_path)
+        return cls(engine, tokenizer, _template(checkpoint, tokenizer), _name(checkpoint, model), drafter_name)
 
     @property
     def config(self) -> ModelConfig:
@@ -176,19 +146,52 @@ class Model:
         """What runs the passes: for benchmarks and tests."""
         return self._engine
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint brings a template for conversations; without one they are written in plain turns."""
+        return not self._template.is_plain
+
     def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, draft: Draft = "auto"
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        draft: Draft = "auto",
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
     ) -> Generation:
-        """Continues a prompt (text or token ids). Its tokens do not depend on `draft`."""
-        stream = self.stream(prompt, params, draft)
+        """Continues a prompt (text or token ids), or answers a conversation. Its tokens do not depend on `draft`.
+
+        A conversation is a list of messages in OpenAI's form, {"role": ..., "content": ...}; `tools` are declared in
+        OpenAI's form as well, and `thinking` lets the model reason before it answers. Stop strings are looked for in
+        the answer alone.
+        """
+        stream = self.stream(prompt, params, draft, tools=tools, thinking=thinking)
         for _ in stream:
             pass
         return stream.generation
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, draft: Draft = "auto") -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        draft: Draft = "auto",
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
+    ) -> Stream:
         """The same, piece by piece. Raises PromptError and SettingsError before the first piece."""
         params = params or SamplingParams()
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        ends = self._tokenizer.eos_ids | set(self.config.eos)
+        chat: ChatText | None = None
+        if _is_conversation(prompt):
+            ids, chat = self._ask(prompt, tools, thinking)
+            ends |= self._turn_ends
+        elif tools or thinking:
+            raise SettingsError("Tools and thinking are for conversations: give a list of messages as the prompt.")
+        else:
+            ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]  # type: ignore[arg-type]
+        text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
         depth = self._depth(draft)
         sequence = self._engine.create()
         try:
@@ -197,16 +200,16 @@ class Model:
                 sequence,
                 ids,
                 params,
-                text=_Text(self._tokenizer.stream(skip_special=True)),
+                text=text,
                 context=self.context,
                 sources=self._sources(sequence, params) if depth else (),
                 depth=depth,
-                eos_ids=self._tokenizer.eos_ids | set(self.config.eos),
+                eos_ids=ends,
             )
         except PromptError:
             self._engine.release(sequence)
             raise
-        return Stream(decoding, self._engine, sequence, params.logprobs > 0)
+        return Stream(decoding, self._engine, sequence, params.logprobs > 0, chat)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the checkpoint wants it."""
@@ -227,6 +230,21 @@ class Model:
         """What drafts, the first being the one that drafts at a fixed depth."""
         lookup = PromptLookup()
         return [TrainedDrafter(self._engine, sequence, params), lookup] if self._engine.drafter else [lookup]
+
+    def _ask(self, messages: Sequence[Message], tools: Tools | None, thinking: bool) -> tuple[list[int], ChatText]:
+        """The prompt of a conversation, and what reads the answer to it."""
+        template = self._template
+        if tools and "tools" not in template.source:
+            raise SettingsError("Tools are given, but this model's chat template has no place for them.")
+        if thinking and "enable_thinking" not in template.source:
+            raise SettingsError("Thinking is asked for, but this model's chat template cannot turn it on.")
+        prompt = template.render(messages, tools=tools, enable_thinking=thinking)
+        ids = self._tokenizer.encode(prompt, bos=False)  # the template spells out the special tokens
+        return ids, ChatText(self._tokenizer, template.parser(prompt))
+
+    @cached_property
+    def _turn_ends(self) -> frozenset[int]:
+        return self._template.stop_ids(self._tokenizer)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         if not 1 <= len(ids) <= self.context:
@@ -269,9 +287,27 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_gguf(checkpoint.metadata)
 
 
+def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
+    if checkpoint.metadata is None:
+        return ChatTemplate.from_folder(checkpoint.path, tokenizer)
+    return ChatTemplate.from_gguf(checkpoint.metadata, tokenizer)
+
+
+def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def _drafter_path(drafter: str | Path, model: str | Path, target: Path) -> Path | None:
+    if str(drafter) == "none":
+        return None
+    return find_assistant(str(model), target) if str(drafter) == "auto" else resolve(str(drafter))
+
+
 def _name(checkpoint: Checkpoint, model: str | Path) -> str:
     """What a GGUF file calls itself; of a folder, its name or the one it has on the hub."""
     if checkpoint.metadata is None:
+        if checkpoint.path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+            return checkpoint.path.parents[1].name.rpartition("--")[2]
         return Path(model).name or checkpoint.path.resolve().name
     return str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
 

@@ -80,3 +80,29 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, TARGETS["gemma3"])
     with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist: a Hugging Face folder needs"):
         Model.load(tmp_path)
+
+
+def test_the_drafter_beside_a_target_drafts_unless_it_is_declined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    target = TARGETS["E4B"] | VOCABULARY
+    drafter = DRAFTER | {
+        "backbone_hidden_size": target["hidden_size"],
+        "text_config": DRAFTER["text_config"] | {"vocab_size": target["vocab_size"]},
+        "use_ordered_embeddings": False,
+    }
+    names = {"owner/gemma": target, "owner/gemma-assistant": drafter}
+    for name, config in names.items():
+        home = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text("0123")
+        (home / "snapshots").mkdir()
+        write_folder(home / "snapshots" / "0123", config)
+        add_tokenizer(home / "snapshots" / "0123", "gemma4")
+    found, declined = Model.load("owner/gemma"), Model.load("owner/gemma", drafter="none")
+    assert (found.name, found.drafter_name, declined.drafter_name) == ("gemma", "gemma-assistant", "prompt-lookup")
+    params = SamplingParams(max_tokens=24)
+    drafted = found.generate(PROMPT, params, draft=3)
+    assert drafted.stats.drafted > 0
+    assert drafted.tokens == declined.generate(PROMPT, params, draft="off").tokens

@@ -11,16 +11,15 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
 
+from gemma_mtp.checkpoints.checksum import blocks, sha256_of
 from gemma_mtp.errors import CheckpointError
 
 FILE_NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-_BLOCK = 1 << 20
 
 
 def demo_path(cache: Path | None = None) -> Path:
@@ -36,7 +35,7 @@ def demo_path(cache: Path | None = None) -> Path:
         if path.is_file():
             if _read_stamp(stamp) == _state(path):
                 return path
-            if _sha256_of(path) == SHA256:
+            if sha256_of(path, "Checking the demo model") == SHA256:
                 _write_stamp(stamp, path)
                 return path
         cache.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def _assemble(chunks: list[Path], path: Path) -> None:
     digest = hashlib.sha256()
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as out:
         try:
-            for block in _blocks(chunks, "Preparing the demo model (once)"):
+            for block in blocks(chunks, "Preparing the demo model (once)"):
                 digest.update(block)
                 out.write(block)
             out.close()
@@ -73,28 +72,6 @@ def _assemble(chunks: list[Path], path: Path) -> None:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(out.name)
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks([path], "Checking the demo model"):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(files: list[Path], purpose: str) -> Iterator[bytes]:
-    """The files' bytes, with a progress bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(purpose, total=sum(file.stat().st_size for file in files))
-        for file in files:
-            with file.open("rb") as source:
-                while block := source.read(_BLOCK):
-                    yield block
-                    progress.advance(task, len(block))
 
 
 def _state(path: Path) -> dict[str, int | str]:

@@ -14,6 +14,7 @@ from gemma_mtp.cli import options
 from gemma_mtp.errors import SettingsError
 
 if TYPE_CHECKING:
+    from gemma_mtp.checkpoints.load import Checkpoint
     from gemma_mtp.config import LayerConfig
 
 CACHE_BYTES = 2  # the KV cache is fp16
@@ -21,25 +22,28 @@ CACHE_BYTES = 2  # the KV cache is fp16
 
 def inspect(
     path: Annotated[
-        str | None, typer.Argument(metavar="PATH", help="A GGUF file, 'demo' or owner/name[:file].", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="PATH", help="A GGUF file, a Hugging Face folder, 'demo' or owner/name[:file].", show_default=False
+        ),
     ] = None,
     ctx: options.Context = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Tell which build of the kernels this CPU uses.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Tell what a checkpoint is.
+    """Tell what a checkpoint, a target or a drafter, is.
 
     Architecture, sizes, quantisation, tokenizer, and the memory that weights and KV cache take at a context length (of
     its own, or --ctx). With --cpu: which build of the kernels this CPU uses.
     """
     if (path is None) != cpu:
-        raise SettingsError("inspect takes the path of a GGUF file or --cpu, one of them.")
+        raise SettingsError("inspect takes the path of a model or --cpu, one of them.")
     if path is None:
         found = describe_cpu()
     else:
         from gemma_mtp.checkpoints.hub import resolve
 
-        found = describe(resolve(path), ctx)
+        found = describe(path, resolve(path), ctx)
     print(json.dumps(found, ensure_ascii=False) if as_json else lines(found))
 
 
@@ -51,32 +55,37 @@ def describe_cpu() -> dict[str, Any]:
     return {"machine": platform.machine(), "cores": os.cpu_count(), "kernels": isas[0], "can run": isas}
 
 
-def describe(path: Path, context: int | None) -> dict[str, Any]:
-    """What a GGUF checkpoint is and what it takes; sizes in bytes. Raises CheckpointError."""
-    from gemma_mtp.checkpoints.gguf import GGUF
-    from gemma_mtp.checkpoints.gguf_config import config_from_gguf
-    from gemma_mtp.config import ModelConfig
+def describe(name: str, path: Path, context: int | None) -> dict[str, Any]:
+    """What the checkpoint at `path` is and what it takes; sizes in bytes. `name`: what the user called it.
 
-    gguf = GGUF.open(path)
-    config = config_from_gguf(gguf.metadata, gguf.tensors, path)
+    Raises CheckpointError.
+    """
+    from gemma_mtp.checkpoints.load import open_checkpoint
+    from gemma_mtp.config import DrafterConfig, HeadsConfig, ModelConfig
+
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    origin = of_folder(name, checkpoint) if checkpoint.metadata is None else of_gguf(checkpoint)
+    tensors = origin.pop("tensors")
     mix: dict[str, list[int]] = defaultdict(list)  # type -> bytes of each tensor
-    for tensor in gguf.tensors.values():
+    for tensor in tensors:
         mix[tensor.type].append(tensor.nbytes)
     types = {kind: {"tensors": len(sizes), "bytes": sum(sizes)} for kind, sizes in mix.items()}
     found = {
-        "path": str(path),
-        "name": gguf.metadata.get("general.name"),
-        "architecture": gguf.metadata["general.architecture"],
+        "path": str(checkpoint.path),
+        **origin,
         "role": "target" if isinstance(config, ModelConfig) else "drafter",
-        "parameters": sum(math.prod(tensor.shape) for tensor in gguf.tensors.values()),
-        "layers": len(config.layers),
-        "attention": layer_kinds(config.layers),
-        "hidden": config.hidden,
-        "vocabulary": config.vocab,
-        "tokenizer": gguf.metadata.get("tokenizer.ggml.model"),
-        "chat template": "tokenizer.chat_template" in gguf.metadata,
-        "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
     }
+    if isinstance(config, HeadsConfig):
+        found |= {"heads": config.count, "target hidden": config.backbone_hidden}
+    else:
+        found |= {"layers": len(config.layers), "attention": layer_kinds(config.layers), "hidden": config.hidden}
+    if isinstance(config, DrafterConfig):
+        found |= {"target hidden": config.backbone_hidden, "centroids": config.centroids and config.centroids.count}
+    found |= {"vocabulary": config.vocab, "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"]))}
+    if checkpoint.ignored:
+        found["left aside"] = len(checkpoint.ignored)  # tensors that text does not need
     weights = sum(of["bytes"] for of in types.values())
     memory = {"weights": weights, "sum": weights}
     if isinstance(config, ModelConfig):  # a drafter has no cache of its own
@@ -85,6 +94,35 @@ def describe(path: Path, context: int | None) -> dict[str, Any]:
         memory = {"context": context, "weights": weights, "kv cache": cache, "sum": weights + cache}
         found["trained context"] = config.context
     return found | {"memory": memory}
+
+
+def of_gguf(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What a GGUF file says of itself, and the `tensors` that are used."""
+    metadata = checkpoint.metadata or {}
+    return {
+        "name": metadata.get("general.name"),
+        "architecture": metadata["general.architecture"],
+        "tokenizer": metadata.get("tokenizer.ggml.model"),
+        "chat template": "tokenizer.chat_template" in metadata,
+        "tensors": list(checkpoint.weights.values()),
+    }
+
+
+def of_folder(name: str, checkpoint: "Checkpoint") -> dict[str, Any]:
+    """The same of a Hugging Face folder."""
+    from gemma_mtp.checkpoints.keys import read_json
+    from gemma_mtp.checkpoints.safetensors import open_folder
+    from gemma_mtp.text.chat import folder_template
+
+    folder, ignored = checkpoint.path, set(checkpoint.ignored)
+    return {
+        "name": Path(name).name or folder.resolve().name,
+        "architecture": read_json(folder / "config.json")["model_type"],
+        "tokenizer": "tokenizer.json" if (folder / "tokenizer.json").is_file() else None,
+        "chat template": folder_template(folder) is not None,
+        # As they are stored: those of an open checkpoint may be converted.
+        "tensors": [tensor for name, tensor in open_folder(folder).items() if name not in ignored],
+    }
 
 
 def layer_kinds(layers: "tuple[LayerConfig, ...]") -> dict[str, int]:

@@ -1,27 +1,28 @@
-"""gemma-mtp run: continues a prompt, or holds a small session when there is none."""
+"""gemma-mtp run: answers or continues a prompt, or holds a small session when there is none."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemma_mtp.cli import options
+from gemma_mtp.cli.writing import as_object, end_line, write_stream
 from gemma_mtp.errors import PromptError, SettingsError
 
 if TYPE_CHECKING:
-    from gemma_mtp import Generation, Model, SamplingParams
+    from gemma_mtp import Stream
+    from gemma_mtp.model import Prompt
 
-DRAFTED = "\x1b[32m{}\x1b[0m"  # green
+CONTINUED = 128  # tokens of a continuation, which need not come to an end by itself as an answer does
 INTERRUPTED = 130  # the shell's exit status of Ctrl-C
 
 
 def run(
     first: options.ModelArgument = None,
     second: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; '-' reads it from standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="The text to answer or continue; '-' reads standard input.")
     ] = None,
     model: options.ModelOption = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="PROMPT, as an option.")] = None,
@@ -32,8 +33,15 @@ def run(
         typer.Option("--draft", "--spec-draft-n-max", metavar="auto|off|N", help="How many tokens a round drafts."),
     ] = "auto",
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", metavar="N", help="Tokens to generate at most; -1: until it ends.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            metavar="N",
+            help=f"Tokens to generate at most; -1: until it ends. By default -1 in a chat, otherwise {CONTINUED}.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", "--temp", metavar="X", help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(metavar="N", help="Sample from the N likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(metavar="X", help="Sample from the likeliest tokens of this share.")] = 1.0,
@@ -42,17 +50,28 @@ def run(
     seed: Annotated[int, typer.Option("--seed", "-s", metavar="N", help="The same seed gives the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end tokens.")] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="What the chat's system turn says.")
+    ] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Let the model reason before it answers.")] = False,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", metavar="FILE", help="Tools the model may call: a JSON list, as OpenAI's.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, whatever chat template there is.")] = False,
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Continue a prompt, or hold a session when there is none.
+    """Answer or continue a prompt, or hold a session when there is none.
 
-    A single argument is the MODEL if it is 'demo', something that exists, a
-    .gguf or .safetensors file, or owner/name[:file]; anything else is the PROMPT (-m and -p leave no doubt). Without a
-    prompt, standard input is read if it is piped; on a terminal a session begins.
+    A model with a chat template answers the prompt as a user's turn; one without continues it, as any does with --raw.
+    Reasoning is shown dimmed on a terminal and left out elsewhere; tool calls are printed as JSON.
+
+    A single argument is the MODEL if it is 'demo', something that exists, a .gguf or .safetensors file, or
+    owner/name[:file]; anything else is the PROMPT (-m and -p leave no doubt). Without a prompt, standard input is read
+    if it is piped; on a terminal a session begins.
     """
     name, text = options.model_and_prompt(first, second, model, read_file(file, prompt))
     depth = options.parse_draft(draft)
@@ -65,7 +84,13 @@ def run(
 
     from gemma_mtp import Model, SamplingParams
 
+    declared = read_tools(tools)
     loaded = Model.load(name, drafter=drafter, backend=backend, threads=threads, context=ctx)
+    chat = loaded.has_chat_template and not raw
+    if not chat and (system is not None or thinking or tools):
+        raise SettingsError("--system, --thinking and --tools are for a model with a chat template, without --raw.")
+    if max_tokens is None:
+        max_tokens = -1 if chat else CONTINUED
     params = SamplingParams(
         max_tokens=loaded.context if max_tokens == -1 else max_tokens,
         temperature=temperature,
@@ -77,16 +102,24 @@ def run(
         stop=stop or [],
         ignore_eos=ignore_eos,
     )
-    if text is None:
-        from gemma_mtp.cli.session import Session
 
-        Session(loaded, params, depth, show_drafts).run()
+    def ask(prompt: "Prompt") -> "Stream":
+        return loaded.stream(prompt, params, depth, tools=declared, thinking=thinking)
+
+    from gemma_mtp.cli.session import Continuation, Conversation, Session
+
+    talk = Conversation(system) if chat else Continuation()
+    if text is None:
+        Session(loaded.name, talk, ask, show_drafts).run()
         return
+    stream = ask(talk.prompt(text))
+    generation = stream.generation
     if as_json:
-        generation = loaded.generate(text, params, draft=depth)
-        print(json.dumps(as_object(generation, loaded), ensure_ascii=False))
+        for _ in stream:
+            pass
+        print(json.dumps(as_object(generation, loaded, chat), ensure_ascii=False))
     else:
-        generation = write_stream(loaded, text, params, depth, show_drafts)
+        write_stream(stream, show_drafts)
         print()
         print(end_line(generation), file=sys.stderr)
     if generation.finish_reason == "cancelled":
@@ -112,44 +145,16 @@ def without_last_newline(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def write_stream(
-    model: "Model", prompt: str, params: "SamplingParams", draft: str | int, show_drafts: bool
-) -> "Generation":
-    """Writes a generation to standard output piece by piece, drafted pieces in colour if asked for."""
-    stream = model.stream(prompt, params, draft=draft)
+def read_tools(path: Path | None) -> list[Any] | None:
+    """The tools declared in a file."""
+    if path is None:
+        return None
     try:
-        for piece in stream:
-            coloured = show_drafts and piece.origin == "draft"
-            sys.stdout.write(DRAFTED.format(piece.text) if coloured else piece.text)
-            sys.stdout.flush()
-    except KeyboardInterrupt:  # between two pieces; one within a pass ends the stream by itself
-        pass
-    finally:
-        stream.close()
-    return stream.generation
-
-
-def end_line(generation: "Generation") -> str:
-    """How it went: `[64 tokens, 101.3 tokens/s; 20 rounds, 2.20 accepted a round, 44 of 60 drafted]`."""
-    stats = generation.stats
-    line = f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s"
-    if stats.drafted:
-        mean = stats.accepted / stats.rounds
-        line += f"; {stats.rounds} rounds, {mean:.2f} accepted a round, {stats.accepted} of {stats.drafted} drafted"
-    else:
-        line += "; nothing drafted"
-    if generation.finish_reason == "cancelled":
-        line += "; cancelled"
-    return f"[{line}]"
-
-
-def as_object(generation: "Generation", model: "Model") -> dict[str, object]:
-    """What --json prints."""
-    return {
-        "text": generation.text,
-        "tokens": generation.tokens,
-        "finish_reason": generation.finish_reason,
-        "stats": dataclasses.asdict(generation.stats) | {"tokens_per_second": generation.stats.tokens_per_second},
-        "model": model.name,
-        "drafter": model.drafter_name,
-    }
+        tools = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PromptError(f"The tools file {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"The tools file {path} is not JSON: {error}.") from error
+    if not isinstance(tools, list):
+        raise PromptError(f"The tools file {path} has to hold a list of tools.")
+    return tools

@@ -51,6 +51,11 @@ class ChatTemplate:
         """Gemma's turn format, for a checkpoint without a template."""
         return cls(_PLAIN, bos_token=bos_token)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the format of `plain`, not a checkpoint's own template."""
+        return self.source == _PLAIN
+
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
         """The template among a GGUF file's metadata, or the plain one. Raises CheckpointError."""
@@ -60,17 +65,7 @@ class ChatTemplate:
     def from_folder(cls, folder: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
         """The template of a Hugging Face folder (chat_template.jinja, or in tokenizer_config.json), or the plain one.
         Raises CheckpointError."""
-        file = Path(folder) / "chat_template.jinja"
-        if file.is_file():
-            try:
-                return cls._of(file.read_text("utf-8"), tokenizer)
-            except (OSError, ValueError) as fault:
-                raise CheckpointError(f"{file} cannot be read: {fault}.") from None
-        source = read_json(Path(folder) / "tokenizer_config.json").get("chat_template")
-        if isinstance(source, list):  # several templates by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        return cls._of(source, tokenizer)
+        return cls._of(folder_template(Path(folder)), tokenizer)
 
     @classmethod
     def _of(cls, source: Any, tokenizer: Tokenizer) -> ChatTemplate:
@@ -175,6 +170,21 @@ class ChatTemplate:
             raise CheckpointError(
                 f"The checkpoint's chat template has an error in line {fault.lineno}: {fault.message}."
             ) from None
+
+
+def folder_template(folder: Path) -> Any:
+    """The template of a Hugging Face folder as it stands there, None if it has none. Raises CheckpointError."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text("utf-8")
+        except (OSError, ValueError) as fault:
+            raise CheckpointError(f"{file} cannot be read: {fault}.") from None
+    source = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(source, list):  # several templates by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    return source
 
 
 class _Refusal(Exception):

@@ -51,6 +51,7 @@ class ChatParser:
 
     def __init__(self, *, reasoning: bool = True, tool_calls: bool = True, prompt: str = "") -> None:
         self._markers = (_CHANNEL, _CHANNEL_END) * reasoning + (_CALL,) * tool_calls
+        self.markup = self._markers + (_CALL_END, _QUOTE) * tool_calls  # the tokens it must see, special ones or not
         self._buffer = ""
         self._state = self._content
         if reasoning and (opening := _OPEN_CHANNEL.search(prompt)):

@@ -148,9 +148,10 @@ class Tokenizer:
         detokenizer = self.stream(skip_special=skip_special)
         return detokenizer.push(ids) + detokenizer.flush()
 
-    def stream(self, *, skip_special: bool = False) -> Detokenizer:
-        """Decodes ids as they come."""
-        return Detokenizer(self, skip_special)
+    def stream(self, *, skip_special: bool = False, keep: Iterable[str] = ()) -> Detokenizer:
+        """Decodes ids as they come. `keep`: control tokens, as they are spelled, that are not skipped."""
+        kept = {ids[0] for text in keep if len(ids := self.encode(text, bos=False)) == 1}
+        return Detokenizer(self, self.special_ids - kept if skip_special else frozenset())
 
     def token_text(self, id: int) -> str:
         """A token as the vocabulary spells it: '▁the', '<0x0A>'. Raises PromptError."""
@@ -170,11 +171,11 @@ class Tokenizer:
 
 class Detokenizer:
     """Decodes ids as they come and holds back the bytes of a character that is not complete yet. All pieces together
-    are the `decode` of all ids."""
+    are the `decode` of all ids. `skipped`: ids that add nothing to the text."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:

@@ -22,7 +22,8 @@ def never(*_: object) -> None:
 
 def test_it_is_assembled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(file.name for file in cache.iterdir()) == [FILE_NAME, FILE_NAME + ".stamp"]
-    monkeypatch.setattr(demo, "_blocks", never)
+    monkeypatch.setattr(demo, "blocks", never)
+    monkeypatch.setattr(demo, "sha256_of", never)
     assert demo_path(cache) == cache / FILE_NAME
 
 

@@ -18,7 +18,7 @@ texts = st.text() | st.lists(
     st.sampled_from([text for text in CORPUS if len(text) < 80])
     | st.sampled_from(trained()[0])
     | st.sampled_from([" ", "  ", "\n", "\t", "a", "ab", "ha", "=", "▁", "<", "<|", "|>", ">", "[x"])
-    | st.characters(),
+    | st.characters(codec="utf-8"),
     max_size=20,
 ).map("".join)  # fmt: skip
 ids = st.lists(

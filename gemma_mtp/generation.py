@@ -1,0 +1,154 @@
+"""What a generation gives: pieces while it runs, and all of it in the end."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from gemma_mtp.decoding import verification
+from gemma_mtp.decoding.stats import Stats
+from gemma_mtp.decoding.verification import Decoding, FinishReason, Origin, TokenLogprobs
+from gemma_mtp.engine.engine import Engine, SequenceState
+from gemma_mtp.text.chat_parser import ChatEvent, ToolCall
+from gemma_mtp.text.chat_text import ChatText
+
+Channel = Literal["content", "reasoning", "tool_call"]
+
+
+class Piece(NamedTuple):
+    """A part of the output: neighbouring tokens of one origin and one channel, and the text they released.
+
+    Outside a chat everything is content. Tokens of markup, and those of a tool call but the last, count to the channel
+    they follow. The piece that completes a tool call holds it, and no text.
+    """
+
+    text: str
+    tokens: list[int]
+    origin: Origin
+    logprobs: list[TokenLogprobs] | None = None
+    channel: Channel = "content"
+    tool_call: ToolCall | None = None
+
+
+@dataclass
+class Generation:
+    """A finished generation. `tokens` ends with the stop token, if one ended it; `text` leaves it out.
+
+    In a chat `text` is the answer alone, `reasoning` what the model thought, `tool_calls` what it asks to be called.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # None while it runs
+    stats: Stats = field(default_factory=Stats)
+    logprobs: list[TokenLogprobs] | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message, in OpenAI's form, for the conversation to go on with."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{number}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                }
+                for number, call in enumerate(self.tool_calls)
+            ]
+        return message
+
+
+class Stream:
+    """Iterate it for the pieces of a generation; `generation` holds what has come so far, and the end of it."""
+
+    def __init__(
+        self,
+        decoding: Decoding[SequenceState],
+        engine: Engine,
+        sequence: SequenceState,
+        logprobs: bool,
+        chat: ChatText | None = None,
+    ):
+        self.generation = Generation(stats=decoding.stats, tokens=decoding.tokens, logprobs=[] if logprobs else None)
+        self._pieces = self._run(decoding, engine, sequence, chat)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the generation here and frees its cache."""
+        self._pieces.close()
+
+    def _run(
+        self, decoding: Decoding[SequenceState], engine: Engine, sequence: SequenceState, chat: ChatText | None
+    ) -> Generator[Piece, None, None]:
+        generation = self.generation
+        pieces = in_channels(decoding, chat) if chat else (Piece(*piece) for piece in decoding)
+        try:
+            for piece in pieces:
+                if piece.channel == "reasoning":
+                    generation.reasoning += piece.text
+                else:
+                    generation.text += piece.text
+                if piece.tool_call:
+                    generation.tool_calls.append(piece.tool_call)
+                if generation.logprobs is not None and piece.logprobs:
+                    generation.logprobs += piece.logprobs
+                yield piece
+        finally:
+            pieces.close()  # while there still is the sequence, which decoding leaves in order
+            generation.finish_reason = decoding.finish_reason or "cancelled"
+            engine.release(sequence)
+
+
+@dataclass
+class _Part:
+    """What a decoded piece has of one channel."""
+
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of its tokens in the decoded piece
+
+    def add(self, event: ChatEvent) -> None:
+        self.text += event.text
+        if event.tool_call:
+            self.calls.append(event.tool_call)
+
+
+def in_channels(decoding: Iterable[verification.Piece], chat: ChatText) -> Generator[Piece, None, None]:
+    """The pieces of `decoding`, each split by channel. `chat` is what `decoding` reads its text with."""
+    channel: Channel = "content"
+    for piece in decoding:
+        parts: dict[Channel, _Part] = defaultdict(_Part)
+        for place, events in enumerate(chat.take(len(piece.tokens))):
+            for event in events:
+                channel = event.kind
+                parts[channel].add(event)
+            parts[channel].places.append(place)
+            if channel == "tool_call":  # this token completed it
+                channel = "content"
+        if piece.text or "content" in parts:
+            parts["content"].text = piece.text  # less than the events say where there are stop strings
+        for name, part in parts.items():
+            yield from _pieces(piece, name, part)
+    for event in chat.take_rest():
+        yield Piece(event.text, [], "target", channel=event.kind, tool_call=event.tool_call)
+
+
+def _pieces(whole: verification.Piece, channel: Channel, part: _Part) -> Iterator[Piece]:
+    """One piece; of the channel of tool calls, one for each."""
+    tokens = [whole.tokens[place] for place in part.places]
+    logprobs = None if whole.logprobs is None else [whole.logprobs[place] for place in part.places]
+    yield Piece(part.text, tokens, whole.origin, logprobs, channel, part.calls[0] if part.calls else None)
+    for call in part.calls[1:]:
+        yield Piece("", [], whole.origin, None, channel, call)
