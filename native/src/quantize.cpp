@@ -119,9 +119,13 @@ template <class Value> Value nearest(Value x, float low, float high) {
     return (x + 12582912.0f) - 12582912.0f;
 }
 
+// The weight of each value's error.
 std::array<float, kSuper> importance(const float* x) {
     double squares = 0;
-    for (int i = 0; i < kSuper; i++) squares += (double)x[i] * x[i];
+    for (int i = 0; i < kSuper; i++) {
+        if (std::fabs(x[i]) > 65504.0f * 63 * 15) too_large("Q4_K or Q6_K");
+        squares += (double)x[i] * x[i];
+    }
     const float sigma = (float)std::sqrt(squares / kSuper);
     std::array<float, kSuper> w;
     for (int i = 0; i < kSuper; i++) w[i] = sigma + std::fabs(x[i]);
