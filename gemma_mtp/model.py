@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
+from gemma_mtp.checkpoints.quantization import DTYPES
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import PromptLookup
@@ -122,15 +123,17 @@ class Model:
         drafter: "auto" drafts by prompt lookup; "none" too, as this version has no trained drafters.
         threads: of a pass; the machine's cores if None. context: tokens a generation may hold, prompt included;
         8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None means that),
-        "f32" computes all in float32. isa: the instruction-set build, "auto" the best this CPU runs.
+        "f32" computes all in float32, and "q8_0", "q4_k" and the like (checkpoints/quantization.py) quantise matrices
+        as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs.
         Raises CheckpointError, SettingsError, PairError.
         """
         if backend != "native":
             raise SettingsError(f"There is no backend '{backend}': this version has the native one.")
         if str(drafter) not in ("auto", "none"):
             raise PairError(f"The drafter {drafter} cannot be used: this version drafts by prompt lookup alone.")
-        if dtype not in (None, "as-is", "f32"):
-            raise SettingsError(f"There is no dtype '{dtype}': use as-is or f32.")
+        chosen = next((known for known in DTYPES if known == (dtype or "as-is").lower()), None)
+        if chosen is None:
+            raise SettingsError(f"There is no dtype '{dtype}': use one of {', '.join(DTYPES)}.")
         checkpoint = open_checkpoint(resolve(str(model)))
         config = checkpoint.config
         if not isinstance(config, ModelConfig):
@@ -145,7 +148,7 @@ class Model:
             checkpoint.weights,
             threads=_threads(threads),
             context=context or min(DEFAULT_CONTEXT, config.context),
-            dtype="f32" if dtype == "f32" else "as-is",
+            dtype=chosen,
             isa=isa,
         )
         return cls(engine, tokenizer, _name(checkpoint, model))

@@ -45,6 +45,7 @@ def run(
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
+    dtype: options.Dtype = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -65,7 +66,7 @@ def run(
 
     from gemma_mtp import Model, SamplingParams
 
-    loaded = Model.load(name, drafter=drafter, backend=backend, threads=threads, context=ctx)
+    loaded = Model.load(name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype)
     params = SamplingParams(
         max_tokens=loaded.context if max_tokens == -1 else max_tokens,
         temperature=temperature,

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.quantization import Dtype
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.verification import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.errors import PromptError
 from gemma_mtp.models.decoder import decode
-from gemma_mtp.ops.native import Dtype, NativeOps, NativeWeights
+from gemma_mtp.ops.native import NativeOps, NativeWeights
 
 MAX_DEPTH = 32  # tokens a round can draft
 _MAX_OUTPUTS = 64

@@ -2,36 +2,39 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.quantization import Dtype, Fitting
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import LayerConfig, RopeConfig
-
-Dtype = Literal["as-is", "f32"]
+from gemma_mtp.errors import CheckpointError
 
 
 class NativeWeights:
     """A checkpoint's weights as the kernels read them, packed when they are first asked for.
 
-    dtype "as-is" keeps the file's quantisation, "f32" makes every weight float32.
+    dtype "as-is" keeps the file's quantisation, "f32" makes every weight float32, and any other type is what matrices
+    are quantised to on their way into memory (where their width fits: see checkpoints/quantization.py).
     """
 
     def __init__(self, tensors: Mapping[str, TensorInfo], pool: _native.ThreadPool, dtype: Dtype):
         self._tensors, self._pool, self._dtype = tensors, pool, dtype
+        self._fitting = None if dtype in ("as-is", "f32") else Fitting(dtype)
         self._matrices: dict[str, _native.Weight] = {}
 
     def matrix(self, name: str) -> _native.Weight:
-        """A weight [outputs, inputs]."""
+        """A weight [outputs, inputs]. Raises CheckpointError where it cannot be quantised."""
         if name not in self._matrices:
             tensor = self._tensors[name]
             rows, cols = tensor.shape
             if self._dtype == "f32":
                 source = self._floats(tensor).view(np.uint8)
                 self._matrices[name] = _native.Weight.pack("F32", source, rows, cols, self._pool, lambda *_: None)
+            elif self._fitting:
+                self._matrices[name] = self._converted(tensor, self._fitting.type_of(cols))
             else:
                 self._matrices[name] = _native.Weight.pack(
                     tensor.type, tensor.data, rows, cols, self._pool, partial(_release, tensor)
@@ -45,6 +48,17 @@ class NativeWeights:
     def nbytes(self) -> int:
         """Bytes of the packed matrices."""
         return sum(matrix.nbytes for matrix in self._matrices.values())
+
+    def _converted(self, tensor: TensorInfo, kind: str) -> _native.Weight:
+        rows, cols = tensor.shape
+        try:
+            return _native.Weight.convert(
+                tensor.type, kind, tensor.data, rows, cols, self._pool, partial(_release, tensor)
+            )
+        except _native.InputError as fault:
+            raise CheckpointError(
+                f"{tensor.file.path} has the tensor '{tensor.name}' that cannot become {kind}: {fault}."
+            ) from None
 
     @staticmethod
     def _floats(tensor: TensorInfo) -> np.ndarray:
