@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gemma_mtp.checkpoints.hub import find_assistant, resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
+from gemma_mtp.checkpoints.quantization import DTYPES, Dtype
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
@@ -22,7 +23,6 @@ from gemma_mtp.decoding.verification import Decoding, TextStream
 from gemma_mtp.engine.engine import MAX_DEPTH, Engine, SequenceState
 from gemma_mtp.errors import CheckpointError, PairError, PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream
-from gemma_mtp.ops.native import Dtype
 from gemma_mtp.text.chat import ChatTemplate, Message
 from gemma_mtp.text.chat_text import ChatText
 from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
@@ -94,8 +94,9 @@ class Model:
         model, if there is one.
         threads: of a pass; the machine's cores if None. context: tokens a generation may hold, prompt included;
         8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None means that),
-        "f32" computes all in float32. isa: the instruction-set build, "auto" the best this CPU runs. drafter_dtype: the
-        dtype of the drafter; None: "f32" with a target in "f32", otherwise as is.
+        "f32" computes all in float32, and "q8_0", "q4_k" and the like (checkpoints/quantization.py) quantise matrices
+        as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs. drafter_dtype: the dtype of
+        the drafter; None: "f32" with a target in "f32", otherwise as is.
         Raises CheckpointError, SettingsError, PairError.
         """
         if backend != "native":
@@ -273,12 +274,10 @@ class _Text:
 
 
 def _dtype(asked: str | None) -> Dtype:
-    match asked:
-        case None | "as-is":
-            return "as-is"
-        case "f32":
-            return "f32"
-    raise SettingsError(f"There is no dtype '{asked}': use as-is or f32.")
+    chosen = next((known for known in DTYPES if known == (asked or "as-is").lower()), None)
+    if chosen is None:
+        raise SettingsError(f"There is no dtype '{asked}': use one of {', '.join(DTYPES)}.")
+    return chosen
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_mtp import CheckpointError, Model, SamplingParams
+from gemma_mtp import CheckpointError, Model, SamplingParams, SettingsError
 from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.checkpoints.load import open_checkpoint
 
 from .checkpoints.tiny import DRAFTER, TARGETS, write_folder, write_gguf
 from .text.vocabulary import metadata, reference, trained
@@ -43,6 +44,23 @@ def test_a_folder_and_a_gguf_of_one_model_say_the_same(folder: Path, tmp_path: P
     np.testing.assert_allclose(from_folder.logits(ids), from_file.logits(ids), rtol=1e-5, atol=1e-5)
     params = SamplingParams(max_tokens=16)
     assert from_folder.generate(PROMPT, params).text == from_file.generate(PROMPT, params).text
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 0.002), ("bf16", 0.02), ("Q8_0", 0.03), ("q5_1", 0.25)])
+def test_matrices_are_quantised_as_they_are_loaded(folder: Path, dtype: str, tolerance: float) -> None:
+    exact, quantised = Model.load(folder, dtype="f32"), Model.load(folder, dtype=dtype)
+    weights = quantised.engine.weights
+    matrices = [name for name, tensor in open_checkpoint(folder).weights.items() if len(tensor.shape) == 2]
+    assert {weights.matrix(name).type for name in matrices} == {dtype.upper()}
+    ids = exact.tokenize(PROMPT)
+    expected = exact.logits(ids)
+    off = np.sqrt(np.mean((quantised.logits(ids) - expected) ** 2)) / expected.std()
+    assert 0 < off < tolerance
+
+
+def test_an_unknown_dtype_is_an_error(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"There is no dtype 'q9': use one of as-is, f32, f16, .*, q4_0\.$"):
+        Model.load(folder, dtype="q9")
 
 
 def test_the_end_tokens_of_generation_config_end_a_generation(folder: Path, tmp_path: Path) -> None:

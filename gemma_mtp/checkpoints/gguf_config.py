@@ -158,8 +158,9 @@ def _common(keys: Keys, top: Keys, tensors: Mapping[str, TensorInfo], source: ob
             f"{source} has embeddings of {vocab} tokens, but a vocabulary of {len(top.get('tokenizer.ggml.tokens'))}."
         )
     ends = [top.integer("tokenizer.ggml.eos_token_id", 1, low=0)]
-    if top.has("tokenizer.ggml.eot_token_id"):
-        ends.append(top.integer("tokenizer.ggml.eot_token_id", low=0))
+    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
+        if top.has(key):
+            ends.append(top.integer(key, low=0))
     return {
         "hidden": hidden,
         "vocab": vocab,

@@ -14,7 +14,7 @@ from gemma_mtp.checkpoints.gguf_config import config_from_gguf
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.names import is_encoder, name_weights
-from gemma_mtp.checkpoints.safetensors import open_folder
+from gemma_mtp.checkpoints.safetensors import open_folder, open_safetensors
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError
@@ -58,9 +58,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
             weights = {name: _plus_one(info) if name.endswith("norm") else info for name, info in weights.items()}
         return Checkpoint(path, config, weights, named.ignored, None)
     file = GGUF.open(path)
-    config = config_from_gguf(file.metadata, file.tensors, file.path)
-    named = name_weights(config, file.tensors, "gguf", file.path)
+    tensors = file.tensors
+    companion = centroids_path(file.path)
+    if file.metadata.get("general.architecture") == "gemma4-assistant" and companion.is_file():
+        tensors = tensors | open_safetensors(companion)
+    config = config_from_gguf(file.metadata, tensors, file.path)
+    named = name_weights(config, tensors, "gguf", file.path)
     return Checkpoint(file.path, config, named.weights, named.ignored, file.metadata)
+
+
+def centroids_path(drafter: Path) -> Path:
+    """Where the centroid head of a drafter's GGUF file lies: llama.cpp loads no file that has it inside."""
+    return drafter.with_suffix(".centroids.safetensors")
 
 
 def _only_gguf(folder: Path) -> Path:

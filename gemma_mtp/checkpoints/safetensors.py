@@ -6,10 +6,11 @@ copies bfloat16 or needs PyTorch.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from gemma_mtp.checkpoints.keys import parse_json, read_json, shown
 from gemma_mtp.checkpoints.tensors import MappedFile, TensorInfo
@@ -51,6 +52,20 @@ def open_safetensors(path: Path) -> dict[str, TensorInfo]:
     header = parse_json(file.bytes[8:start].tobytes(), path)
     header.pop("__metadata__", None)
     return {name: _tensor(file, start, name, entry) for name, entry in header.items()}
+
+
+def write_safetensors(out: BinaryIO, tensors: Mapping[str, TensorInfo]) -> None:
+    """Writes tensors of types that the format has, under the names given."""
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        span = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": tensor.type, "shape": list(tensor.shape), "data_offsets": span}
+        offset += tensor.nbytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    out.write(len(encoded).to_bytes(8, "little") + encoded)
+    for tensor in tensors.values():
+        out.write(tensor.data.data)
 
 
 def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> TensorInfo:

@@ -25,6 +25,7 @@ def bench(
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
+    dtype: options.Dtype = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", min=1, help="Medians of N.")] = 3,
     as_json: options.Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def bench(
     from gemma_mtp import Model
 
     name = options.only_model(first, model)
-    loaded = Model.load(name, drafter="none", backend=backend, threads=threads, context=ctx)
+    loaded = Model.load(name, drafter="none", backend=backend, threads=threads, context=ctx, dtype=dtype)
     found = measure(loaded, repeats)
     print(json.dumps(found) if as_json else table(found))
 

@@ -27,6 +27,15 @@ Context = Annotated[
     typer.Option("--ctx", "-c", metavar="N", min=1, help="Context length in tokens.", show_default=False),
 ]
 Backend = Annotated[str, typer.Option("--backend", metavar="native|torch", help="What runs the model.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Quantise matrices as they are loaded: bf16, q8_0, q4_k, ...; as-is (the default) keeps the file's types.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w./-]+)?")

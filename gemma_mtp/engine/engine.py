@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.quantization import Dtype
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -17,7 +18,7 @@ from gemma_mtp.errors import PromptError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
 from gemma_mtp.models.heads import draft_heads
-from gemma_mtp.ops.native import Dtype, NativeOps, NativeWeights
+from gemma_mtp.ops.native import NativeOps, NativeWeights
 
 MAX_DEPTH = 32  # tokens a round can draft
 _MAX_OUTPUTS = 64

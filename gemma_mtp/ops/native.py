@@ -3,16 +3,15 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.quantization import Dtype, Fitting
 from gemma_mtp.checkpoints.tensors import TensorInfo, token_ordering
 from gemma_mtp.config import LayerConfig, RopeConfig
-
-Dtype = Literal["as-is", "f32"]
+from gemma_mtp.errors import CheckpointError
 
 _GROUP = 16  # rows of a matrix that lie together
 
@@ -20,9 +19,10 @@ _GROUP = 16  # rows of a matrix that lie together
 class NativeWeights:
     """A checkpoint's weights as the kernels read them, packed when they are first asked for.
 
-    dtype: "as-is" keeps the file's quantisation, "f32" makes every weight float32. looked_up: matrices of which only
-    single rows are read, which stay in their file. shared: matrices that another model has packed already, by the name
-    they have here.
+    dtype: "as-is" keeps the file's quantisation, "f32" makes every weight float32, and any other type is what matrices
+    but routers are quantised to on their way into memory (where their width fits: see checkpoints/quantization.py).
+    looked_up: matrices of which only single rows are read, which stay in their file. shared: matrices that another
+    model has packed already, by the name they have here.
     """
 
     def __init__(
@@ -34,15 +34,20 @@ class NativeWeights:
         shared: Mapping[str, _native.Weight] | None = None,
     ):
         self._tensors, self._pool, self._dtype, self._looked_up = tensors, pool, dtype, looked_up
+        self._fitting = None if dtype in ("as-is", "f32") else Fitting(dtype)
         self._matrices = dict(shared or {})
         self._own: list[_native.Weight] = []
 
     def matrix(self, name: str) -> _native.Weight:
-        """A weight [outputs, inputs], or [experts, outputs, inputs] with the experts below each other."""
+        """A weight [outputs, inputs], or [experts, outputs, inputs] with the experts below each other.
+
+        Raises CheckpointError where it cannot be quantised.
+        """
         if name not in self._matrices:
             tensor = self._tensors[name]
-            rows = math.prod(tensor.shape[:-1])
-            self._matrices[name] = self._pack(tensor, tensor.data, rows, partial(_release, tensor))
+            rows, cols = math.prod(tensor.shape[:-1]), tensor.shape[-1]
+            kind = self._type_of(tensor, cols, exact=name.endswith(".router"))
+            self._matrices[name] = self._pack(tensor, tensor.data, rows, kind, partial(_release, tensor))
         return self._matrices[name]
 
     def by_centroid(self, name: str, ordering: str, count: int) -> tuple[_native.Weight, list[int]]:
@@ -54,7 +59,8 @@ class NativeWeights:
         tokens = np.full((count, -(-per // _GROUP) * _GROUP), -1)
         tokens[:, :per] = token_ordering(self._tensors[ordering]).reshape(count, per)
         rows = tensor.data.reshape(vocab, -1)[np.maximum(tokens, 0).reshape(-1)]
-        packed = self._pack(tensor, rows.reshape(-1), tokens.size, lambda *_: None)
+        kind = self._type_of(tensor, tensor.shape[-1])
+        packed = self._pack(tensor, rows.reshape(-1), tokens.size, kind, lambda *_: None)
         return packed, tokens.reshape(-1).tolist()
 
     def table(self, name: str) -> _native.Table:
@@ -73,13 +79,21 @@ class NativeWeights:
         """Bytes of the matrices packed here."""
         return sum(matrix.nbytes for matrix in self._own)
 
-    def _pack(
-        self, tensor: TensorInfo, data: NDArray[np.uint8], rows: int, done: Callable[[int, int], None]
-    ) -> _native.Weight:
-        kind, cols = tensor.type, tensor.shape[-1]
+    def _type_of(self, tensor: TensorInfo, cols: int, exact: bool = False) -> str:
+        """The type that a matrix has in memory."""
         if self._dtype == "f32":
-            kind, data, done = "F32", _floats(kind, data, rows * cols).view(np.uint8), lambda *_: None
-        weight = _native.Weight.pack(kind, data, rows, cols, self._pool, done)
+            return "F32"
+        return self._fitting.type_of(cols) if self._fitting and not exact else tensor.type
+
+    def _pack(
+        self, tensor: TensorInfo, data: NDArray[np.uint8], rows: int, kind: str, done: Callable[[int, int], None]
+    ) -> _native.Weight:
+        try:
+            weight = _native.Weight.convert(tensor.type, kind, data, rows, tensor.shape[-1], self._pool, done)
+        except _native.InputError as fault:
+            raise CheckpointError(
+                f"{tensor.file.path} has the tensor '{tensor.name}' that cannot become {kind}: {fault}."
+            ) from None
         self._own.append(weight)
         return weight
 

@@ -161,6 +161,24 @@ FloatArray dequantize_bytes(const std::string& type, FileBytes data, int64_t cou
     return result;
 }
 
+// The rows of a matrix as a GGUF tensor's bytes.
+nb::ndarray<nb::numpy, uint8_t> quantize_weights(const std::string& type, Rows x, ThreadPool* pool) {
+    const WeightType t = weight_type(type);
+    const auto rows = (int64_t)x.shape(0), cols = (int64_t)x.shape(1);
+    const size_t row_bytes = file_row_bytes(t, cols);
+    auto bytes = std::make_unique<uint8_t[]>(rows * row_bytes);
+    const auto convert = [&](int64_t begin, int64_t end) {
+        quantize(t, x.data() + begin * cols, (end - begin) * cols, bytes.get() + begin * row_bytes);
+    };
+    {
+        nb::gil_scoped_release release;
+        if (pool) pool->parallel_for(rows, 16, convert);
+        else convert(0, rows);
+    }
+    nb::capsule owner(bytes.get(), [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+    return nb::ndarray<nb::numpy, uint8_t>(bytes.release(), {rows * row_bytes}, owner);
+}
+
 nb::tuple quantize_rows(Rows x, const std::string& isa) {
     const MatmulKernels& kernels = *kernels_for(isa).matmul;
     const size_t rows = x.shape(0), cols = x.shape(1), blocks = cols / kBlock;
@@ -199,6 +217,9 @@ void bind_matrix(nb::module_& m) {
     m.def("pack", &pack, "type"_a, "data"_a, "rows"_a, "cols"_a, "Packs a GGUF tensor's bytes (uint8).");
     m.def("dequantize", &dequantize_bytes, "type"_a, "data"_a, "count"_a,
           "float32 [1, count]: the values of a GGUF tensor's bytes (uint8).");
+    m.def("quantize_weights", &quantize_weights, "type"_a, "x"_a, "pool"_a = nb::none(),
+          "The bytes (uint8) of a GGUF tensor of that type with the values x [rows, cols]. Raises InputError on values that are\n"
+          "not finite or that the type cannot hold.");
     m.def("matmul", &matmul, "weights"_a, "x"_a, "isa"_a = "auto", "group0"_a = 0, "group1"_a = -1, "row0"_a = 0, "row1"_a = -1,
           "digits"_a = 1, "x [T, cols] times the transposed matrix: float32 [T, rows padded to 16], zero outside groups group0..group1-1 and rows row0..row1-1.");
     m.def("quantize", &quantize_rows, "x"_a, "isa"_a = "auto",

@@ -56,6 +56,19 @@ void bind_plan(nb::module_& m) {
             }, "type"_a, "source"_a, "rows"_a, "cols"_a, "pool"_a, "done"_a,
             "From the bytes of a checkpoint's tensor [rows, cols] of a GGUF type. done(begin, end) is told which of those "
             "bytes are not needed any more, as packing goes on.")
+        .def_static("convert", [](const std::string& from, const std::string& to, Bytes source, int64_t rows, int64_t cols,
+                                  ThreadPool& pool, const std::function<void(size_t, size_t)>& done) {
+                return Weight::convert(weight_type(from), weight_type(to), source.data(), source.size(), rows, cols, pool, done);
+            }, "type"_a, "to"_a, "source"_a, "rows"_a, "cols"_a, "pool"_a, "done"_a,
+            "The same, quantised as another type on the way.")
+        .def("unpack_rows", [](const Weight& w, int64_t row, int64_t count) {
+                if (row < 0 || count < 0 || row + count > w.matrix.rows) throw InputError("the rows are not within the matrix");
+                std::vector<float> values(static_cast<size_t>(w.matrix.cols));
+                return copy_rows(static_cast<int>(count), w.matrix.cols, [&](int i) {
+                    unpack_row(w.matrix, row + i, values.data());
+                    return values.data();
+                });
+            }, "row"_a, "count"_a, "float32 [count, cols]: the exact values.")
         .def_prop_ro("rows", [](const Weight& w) { return w.matrix.rows; })
         .def_prop_ro("cols", [](const Weight& w) { return w.matrix.cols; })
         .def_prop_ro("type", [](const Weight& w) { return weight_type_name(w.matrix.type); })

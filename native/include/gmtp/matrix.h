@@ -36,6 +36,9 @@ void pack_groups(WeightType t, const uint8_t* src, int64_t rows, int64_t cols, i
 void unpack_row(const Matrix& m, int64_t row, float* out);
 // `count` values (a multiple of type_block) straight from a GGUF tensor's bytes, without packing.
 void dequantize(WeightType t, const uint8_t* src, int64_t count, float* out);
+// The other way: finite values as the bytes of a GGUF tensor, for floats, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K.
+// Throws InputError on a value that is not finite or that the type cannot hold, and on any other type.
+void quantize(WeightType t, const float* x, int64_t count, uint8_t* out);
 
 // 32 columns of an activation row, quantised: x ~ scale * q with q in -127..127. The sums of q let weights stored with an
 // offset be used as the unsigned bytes they are. A block with a NaN or an infinity has q = 0 and scale NaN.

@@ -23,6 +23,10 @@ struct Weight {
     // Throws InputError.
     static std::shared_ptr<Weight> pack(WeightType type, const uint8_t* source, size_t source_bytes, int64_t rows,
                                         int64_t cols, ThreadPool& pool, const std::function<void(size_t, size_t)>& done);
+    // The same, packed as another type: each group's rows go through float32 on their own.
+    static std::shared_ptr<Weight> convert(WeightType from, WeightType to, const uint8_t* source, size_t source_bytes,
+                                           int64_t rows, int64_t cols, ThreadPool& pool,
+                                           const std::function<void(size_t, size_t)>& done);
 };
 
 // Rows looked up one at a time (an embedding): a packed weight, or a tensor left where it is in its mapped file.
