@@ -21,7 +21,7 @@ KvCache::KvCache(KvType type, std::vector<KvLayer> layers, int64_t context, int6
         if (layer.kv_heads < 1 || layer.head_dim < 16 || layer.head_dim % 16 || layer.window < 0)
             throw InputError("a cached layer needs at least one KV head and a head size that is a multiple of 16");
         auto found = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.window == layer.window; });
-        if (found == groups_.end()) found = groups_.insert(groups_.end(), Group{layer.window});
+        if (found == groups_.end()) found = groups_.insert(groups_.end(), Group{.window = layer.window, .free = {}});
         group_of_.push_back(static_cast<int>(found - groups_.begin()));
         offset_.push_back(found->page_bytes);
         found->page_bytes += 2 * static_cast<size_t>(layer.kv_heads * layer.head_dim * kPagePositions) * element_bytes(type_);
