@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from gemma_mtp.decoding import verification
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.decoding.verification import Decoding, FinishReason, Origin, TokenLogprobs
-from gemma_mtp.engine.engine import Engine, SequenceState
+from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.text.chat_parser import ChatEvent, ToolCall
 from gemma_mtp.text.chat_text import ChatText
 
@@ -70,9 +70,9 @@ class Stream:
 
     def __init__(
         self,
-        decoding: Decoding[SequenceState],
-        engine: Engine,
-        sequence: SequenceState,
+        decoding: Decoding[Any],
+        engine: AnyEngine,
+        sequence: Any,
         logprobs: bool,
         chat: ChatText | None = None,
     ):
@@ -90,7 +90,7 @@ class Stream:
         self._pieces.close()
 
     def _run(
-        self, decoding: Decoding[SequenceState], engine: Engine, sequence: SequenceState, chat: ChatText | None
+        self, decoding: Decoding[Any], engine: AnyEngine, sequence: Any, chat: ChatText | None
     ) -> Generator[Piece, None, None]:
         generation = self.generation
         pieces = in_channels(decoding, chat) if chat else (Piece(*piece) for piece in decoding)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +10,15 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from gemma_mtp.checkpoints.hub import find_assistant, resolve
-from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
-from gemma_mtp.checkpoints.quantization import DTYPES, Dtype
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.verification import Decoding, TextStream
-from gemma_mtp.engine.engine import MAX_DEPTH, Engine, SequenceState
-from gemma_mtp.errors import CheckpointError, PairError, PromptError, SettingsError
+from gemma_mtp.engine.interface import AnyEngine
+from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream
+from gemma_mtp.loading import Settings, load
 from gemma_mtp.text.chat import ChatTemplate, Message
 from gemma_mtp.text.chat_text import ChatText
 from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
@@ -30,11 +26,6 @@ from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
 Prompt = str | Sequence[int] | Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
 Draft = int | str  # "auto", "off" or a number of tokens
-
-DEFAULT_CONTEXT = 8192
-
-_log = logging.getLogger("gemma_mtp")
-
 
 class _AutoDepth:
     """AutoDepth that starts from the cost of this generation's own plain passes, so that no pass is spent on measuring.
@@ -65,7 +56,7 @@ class Model:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: AnyEngine,
         tokenizer: Tokenizer,
         template: ChatTemplate,
         name: str,
@@ -86,48 +77,24 @@ class Model:
         dtype: str | None = None,
         isa: str = "auto",
         drafter_dtype: str | None = None,
+        device: str = "auto",
     ) -> Model:
         """Loads a checkpoint.
 
         model: "demo", a GGUF file, a folder as Hugging Face has it, or owner/name[:file] in the local hub cache.
         drafter: a drafter's file, folder or name; "none": only prompt lookup drafts. "auto" takes the one beside the
-        model, if there is one.
+        model, if there is one. backend: "native" runs our kernels, "torch" PyTorch on `device`, "auto" being the first
+        that there is of cuda, mps and cpu.
         threads: of a pass; the machine's cores if None. context: tokens a generation may hold, prompt included;
         8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None means that),
         "f32" computes all in float32, and "q8_0", "q4_k" and the like (checkpoints/quantization.py) quantise matrices
         as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs. drafter_dtype: the dtype of
-        the drafter; None: "f32" with a target in "f32", otherwise as is.
+        the drafter; None: "f32" with a target in "f32", otherwise as is. With torch a dtype is what weights and their
+        products are in: f32, bf16 or f16; as is, f32 on a CPU and bf16 elsewhere.
         Raises CheckpointError, SettingsError, PairError.
         """
-        if backend != "native":
-            raise SettingsError(f"There is no backend '{backend}': this version has the native one.")
-        precision, drafter_precision = _dtype(dtype), _dtype(drafter_dtype or ("f32" if dtype == "f32" else None))
-        checkpoint = open_checkpoint(resolve(str(model)))
-        config = checkpoint.config
-        if not isinstance(config, ModelConfig):
-            raise CheckpointError(f"{checkpoint.path} is a drafter: give it with its target.")
-        if skipped := checkpoint.skipped:
-            _log.warning("%s %s", checkpoint.path, skipped)
-        tokenizer = _tokenizer(checkpoint)
-        if context is not None and not 1 <= context <= config.context:
-            raise SettingsError(f"The context is {context}: it must be between 1 and the model's {config.context}.")
-        engine = Engine(
-            config,
-            checkpoint.weights,
-            threads=_threads(threads),
-            context=context or min(DEFAULT_CONTEXT, config.context),
-            dtype=precision,
-            isa=isa,
-        )
-        drafter_path = _drafter_path(drafter, model, checkpoint.path)
-        drafter_name = None
-        if drafter_path:
-            assistant = open_checkpoint(drafter_path)
-            if isinstance(assistant.config, ModelConfig):
-                raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
-            engine.attach(assistant.config, assistant.weights, drafter_precision)
-            drafter_name = _name(assistant, drafter_path)
-        return cls(engine, tokenizer, _template(checkpoint, tokenizer), _name(checkpoint, model), drafter_name)
+        loaded = load(model, drafter, Settings(backend, threads, context, dtype, drafter_dtype, isa, device))
+        return cls(loaded.engine, loaded.tokenizer, loaded.template, loaded.name, loaded.drafter_name)
 
     @property
     def config(self) -> ModelConfig:
@@ -143,7 +110,7 @@ class Model:
         return self._engine.threads
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """What runs the passes: for benchmarks and tests."""
         return self._engine
 
@@ -227,10 +194,10 @@ class Model:
         """float32 [len(ids), hidden]: the last hidden states, after the final norm."""
         return self._engine.hidden(self._checked(ids))
 
-    def _sources(self, sequence: SequenceState, params: SamplingParams) -> list[DraftSource]:
+    def _sources(self, sequence: Any, params: SamplingParams) -> list[DraftSource]:
         """What drafts, the first being the one that drafts at a fixed depth."""
         lookup = PromptLookup()
-        return [TrainedDrafter(self._engine, sequence, params), lookup] if self._engine.drafter else [lookup]
+        return [TrainedDrafter(self._engine, sequence, params), lookup] if self._engine.drafts else [lookup]
 
     def _ask(self, messages: Sequence[Message], tools: Tools | None, thinking: bool) -> tuple[list[int], ChatText]:
         """The prompt of a conversation, and what reads the answer to it."""
@@ -257,9 +224,10 @@ class Model:
             return None
         if draft == "auto":
             return _AutoDepth()
-        if isinstance(draft, int) and 1 <= draft <= MAX_DEPTH:
+        deepest = self._engine.max_depth
+        if isinstance(draft, int) and 1 <= draft <= deepest:
             return FixedDepth(draft)
-        raise SettingsError(f"The draft length is {draft!r}: it must be auto, off or a number up to {MAX_DEPTH}.")
+        raise SettingsError(f"The draft length is {draft!r}: it must be auto, off or a number up to {deepest}.")
 
 
 class _Text:
@@ -273,47 +241,5 @@ class _Text:
         return self._detokenizer.push([token])
 
 
-def _dtype(asked: str | None) -> Dtype:
-    chosen = next((known for known in DTYPES if known == (asked or "as-is").lower()), None)
-    if chosen is None:
-        raise SettingsError(f"There is no dtype '{asked}': use one of {', '.join(DTYPES)}.")
-    return chosen
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    if checkpoint.metadata is None:
-        return Tokenizer.from_folder(checkpoint.path)
-    return Tokenizer.from_gguf(checkpoint.metadata)
-
-
-def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
-    if checkpoint.metadata is None:
-        return ChatTemplate.from_folder(checkpoint.path, tokenizer)
-    return ChatTemplate.from_gguf(checkpoint.metadata, tokenizer)
-
-
 def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
     return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
-
-
-def _drafter_path(drafter: str | Path, model: str | Path, target: Path) -> Path | None:
-    if str(drafter) == "none":
-        return None
-    return find_assistant(str(model), target) if str(drafter) == "auto" else resolve(str(drafter))
-
-
-def _name(checkpoint: Checkpoint, model: str | Path) -> str:
-    """What a GGUF file calls itself; of a folder, its name or the one it has on the hub."""
-    if checkpoint.metadata is None:
-        if checkpoint.path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
-            return checkpoint.path.parents[1].name.rpartition("--")[2]
-        return Path(model).name or checkpoint.path.resolve().name
-    return str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
-
-
-def _threads(asked: int | None) -> int:
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 1 <= asked <= 1024:
-        raise SettingsError(f"The number of threads is {asked}: it must be between 1 and 1024.")
-    return asked

@@ -25,6 +25,7 @@ def bench(
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
+    device: options.Device = "auto",
     dtype: options.Dtype = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", min=1, help="Medians of N.")] = 3,
     as_json: options.Json = False,

@@ -27,6 +27,7 @@ Context = Annotated[
     typer.Option("--ctx", "-c", metavar="N", min=1, help="Context length in tokens.", show_default=False),
 ]
 Backend = Annotated[str, typer.Option("--backend", metavar="native|torch", help="What runs the model.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="What the torch backend runs on.")]
 Dtype = Annotated[
     str | None,
     typer.Option(

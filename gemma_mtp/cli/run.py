@@ -61,6 +61,7 @@ def run(
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
+    device: options.Device = "auto",
     dtype: options.Dtype = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")] = False,
     as_json: options.Json = False,
@@ -86,7 +87,9 @@ def run(
     from gemma_mtp import Model, SamplingParams
 
     declared = read_tools(tools)
-    loaded = Model.load(name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype)
+    loaded = Model.load(
+        name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype, device=device
+    )
     chat = loaded.has_chat_template and not raw
     if not chat and (system is not None or thinking or tools):
         raise SettingsError("--system, --thinking and --tools are for a model with a chat template, without --raw.")

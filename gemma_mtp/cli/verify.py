@@ -20,6 +20,7 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Greedy and one seed, 32 tokens.")] = False,
     ctx: options.Context = None,
     backend: options.Backend = "native",
+    device: options.Device = "auto",
     dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
@@ -40,7 +41,9 @@ def verify(
     differences: list[str] = []
     compared = accepted = drafted = 0
     for threads in THREADS:
-        loaded = Model.load(name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype)
+        loaded = Model.load(
+            name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype, device=device
+        )
         for kind, prompt in NINE_KINDS.items():
             before = len(differences)
             for sampling, params in samplings.items():

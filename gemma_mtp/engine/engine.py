@@ -35,11 +35,12 @@ class SequenceState:
 
 
 class Engine:
-    """Runs a target natively, with a drafter if one is attached. Implements decoding.verification.Target and
-    decoding.drafting.Drafting.
+    """Runs a target natively, with a drafter if one is attached. Implements AnyEngine.
 
     threads: of a pass; context: the most tokens a sequence may hold; isa: the instruction-set build, "auto" the best.
     """
+
+    max_depth = MAX_DEPTH
 
     def __init__(
         self,
@@ -81,6 +82,10 @@ class Engine:
         else:
             logits, following = draft_heads(ops, config), -1
         self.drafter = _native.Drafter(plan, self.cache, ops.state, logits, following, config.vocab)
+
+    @property
+    def drafts(self) -> bool:
+        return self.drafter is not None
 
     def create(self) -> SequenceState:
         """A new, empty sequence; to be given back with `release`."""

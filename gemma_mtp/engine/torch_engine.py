@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ from gemma_mtp.models.decoder import Decoded, decode
 from gemma_mtp.models.heads import draft_heads
 from gemma_mtp.ops.torch import FIXED_ROWS, GrowingCache, Pass, TorchOps, TorchWeights
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-TorchDtype = Literal["as-is", "f32", "bf16", "f16"]
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -43,9 +40,10 @@ class _Drafter:
 
 
 class TorchEngine:
-    """Runs a target with PyTorch. Implements decoding.verification.Target.
+    """Runs a target with PyTorch. Implements AnyEngine.
 
-    context: the most tokens a sequence may hold. dtype: of products with weights and of the cache; "as-is" (and None)
+    context: the most tokens a sequence may hold. threads: of PyTorch's pool, in this whole process (None: as it is).
+    dtype: f32, bf16 or f16, of products with weights and of the cache; "as-is" (and None)
     is f32 on a CPU and bf16 elsewhere, whatever the file has. device: "auto" is the first there is of cuda, mps, cpu.
 
     Passes of at most 16 tokens give each row the same bits whatever rows are beside it, so a round can draft 15.
@@ -59,15 +57,15 @@ class TorchEngine:
         tensors: Mapping[str, TensorInfo],
         *,
         context: int,
-        dtype: TorchDtype | None = None,
-        device: Device = "auto",
+        threads: int | None = None,
+        dtype: str | None = None,
+        device: str = "auto",
     ):
         self.config, self.context = config, context
         self.device = _device(device)
-        if dtype is None or dtype == "as-is":
-            dtype = "f32" if self.device.type == "cpu" else "bf16"
-        self.dtype = dtype
-        self.weights = TorchWeights(tensors, self.device, _DTYPES[dtype])
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.weights = TorchWeights(tensors, self.device, _dtype(dtype, self.device))
         self._drafter: _Drafter | None = None
         self._sampler = _native.Sampler()
         self._last_logits = np.empty((0, config.vocab), np.float32)
@@ -79,16 +77,22 @@ class TorchEngine:
         return torch.get_num_threads()
 
     @property
-    def drafter(self) -> AnyDrafterConfig | None:
-        return self._drafter.config if self._drafter else None
+    def drafts(self) -> bool:
+        return self._drafter is not None
 
-    def attach(self, config: AnyDrafterConfig, tensors: Mapping[str, TensorInfo]) -> None:
-        """Adds a drafter, in place of an earlier one. Raises PairError when it does not belong to this target."""
+    def attach(
+        self, config: AnyDrafterConfig, tensors: Mapping[str, TensorInfo], dtype: str | None = None
+    ) -> None:
+        """Adds a drafter, in place of an earlier one, in `dtype` (None: the target's).
+
+        Raises PairError when it does not belong to this target.
+        """
         config.check_target(self.config)
         # A drafter is fed the target's input embedding; heads score with its output embedding.
         untied = isinstance(config, HeadsConfig) and not self.config.tied_embedding
         shared = {"target_embed": self.weights["lm_head" if untied else "embed"]}
-        self._drafter = _Drafter(config, TorchWeights(tensors, self.device, self.weights.dtype, shared))
+        precision = _dtype(dtype, self.device) if dtype else self.weights.dtype
+        self._drafter = _Drafter(config, TorchWeights(tensors, self.device, precision, shared))
 
     def create(self) -> TorchSequence:
         """A new, empty sequence; to be given back with `release`."""
@@ -222,10 +226,18 @@ def _numpy(x: torch.Tensor) -> NDArray[np.float32]:
     return x.float().cpu().numpy()
 
 
-def _device(asked: Device) -> torch.device:
+def _dtype(asked: str | None, device: torch.device) -> torch.dtype:
+    if asked is None or asked == "as-is":
+        asked = "f32" if device.type == "cpu" else "bf16"
+    if asked not in _DTYPES:
+        raise SettingsError(f"The torch backend has no dtype '{asked}': use as-is, {', '.join(_DTYPES)}.")
+    return _DTYPES[asked]
+
+
+def _device(asked: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
         return torch.device(next(name for name in there if there[name]))
-    if not there[asked]:
+    if not there.get(asked):
         raise SettingsError(f"The device is {asked!r}, which PyTorch does not find here: use auto or cpu.")
     return torch.device(asked)

@@ -1,0 +1,56 @@
+"""What every engine does, whichever executor runs its passes."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemma_mtp.config import ModelConfig
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.verification import Rows
+
+
+class AnyEngine(Protocol):
+    """A target in memory, with a drafter if there is one. Its sequences are its own kind of handle."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def context(self) -> int:
+        """The most tokens a sequence may hold."""
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def max_depth(self) -> int:
+        """The most tokens a round can draft."""
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a drafter is attached."""
+
+    def create(self) -> Any:
+        """A new, empty sequence; to be given back with `release`."""
+
+    def release(self, sequence: Any) -> None: ...
+
+    def step(self, sequence: Any, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+        """See decoding.verification.Target. Raises PromptError for a token outside the vocabulary or a full context."""
+
+    def truncate(self, sequence: Any, length: int) -> None:
+        """See decoding.verification.Target."""
+
+    def draft(self, sequence: Any, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        """See decoding.drafting.Drafting."""
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(tokens), vocab]: row i is of the token after tokens[i]."""
+
+    def hidden(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(tokens), hidden]: the last hidden states, after the final norm."""
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """float32 [rows, vocab] of the rows that the last pass sampled."""

@@ -1,0 +1,150 @@
+"""From the name of a model to all that runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_mtp.checkpoints.hub import find_assistant, resolve
+from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
+from gemma_mtp.checkpoints.quantization import DTYPES, Dtype
+from gemma_mtp.config import AnyDrafterConfig, ModelConfig
+from gemma_mtp.engine.interface import AnyEngine
+from gemma_mtp.errors import CheckpointError, PairError, SettingsError
+from gemma_mtp.text.chat import ChatTemplate
+from gemma_mtp.text.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 8192
+
+_log = logging.getLogger("gemma_mtp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a model: see Model.load for what each means."""
+
+    backend: str = "native"
+    threads: int | None = None
+    context: int | None = None
+    dtype: str | None = None
+    drafter_dtype: str | None = None
+    isa: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model's parts."""
+
+    engine: AnyEngine
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    name: str
+    drafter_name: str | None
+
+
+def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
+    """Opens a target and its drafter and makes them ready. Raises CheckpointError, PairError, SettingsError."""
+    target = open_checkpoint(resolve(str(model)))
+    if not isinstance(target.config, ModelConfig):
+        raise CheckpointError(f"{target.path} is a drafter: give it with its target.")
+    if skipped := target.skipped:
+        _log.warning("%s %s", target.path, skipped)
+    tokenizer = _tokenizer(target)
+    drafter_path = _drafter_path(drafter, model, target.path)
+    assistant = open_checkpoint(drafter_path) if drafter_path else None
+    if assistant and isinstance(assistant.config, ModelConfig):
+        raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
+    return Loaded(
+        _engine(target, target.config, assistant, settings),
+        tokenizer,
+        _template(target, tokenizer),
+        _name(target, model),
+        _name(assistant, drafter_path) if assistant and drafter_path else None,
+    )
+
+
+def _engine(
+    target: Checkpoint, config: ModelConfig, assistant: Checkpoint | None, settings: Settings
+) -> AnyEngine:
+    context = settings.context or min(DEFAULT_CONTEXT, config.context)
+    if settings.context is not None and not 1 <= context <= config.context:
+        raise SettingsError(f"The context is {context}: it must be between 1 and the model's {config.context}.")
+    threads = _threads(settings.threads)
+    drafter: AnyDrafterConfig | None = None
+    if assistant:
+        assert not isinstance(assistant.config, ModelConfig)
+        drafter = assistant.config
+        drafter.check_target(config)
+    if settings.backend == "native":
+        from gemma_mtp.engine.engine import Engine
+
+        if settings.device not in ("auto", "cpu"):
+            raise SettingsError(f"The native backend runs on the CPU, not on '{settings.device}': use --backend torch.")
+        dtype = _dtype(settings.dtype)
+        engine = Engine(config, target.weights, threads=threads, context=context, dtype=dtype, isa=settings.isa)
+        if assistant and drafter:
+            follows = "f32" if dtype == "f32" else None
+            engine.attach(drafter, assistant.weights, _dtype(settings.drafter_dtype or follows))
+        return engine
+    if settings.backend != "torch":
+        raise SettingsError(f"There is no backend '{settings.backend}': use native or torch.")
+    try:
+        from gemma_mtp.engine.torch_engine import TorchEngine
+    except ImportError:
+        raise SettingsError("The torch backend needs PyTorch: run `pip install 'gemma-mtp[torch]'`.") from None
+    run_by_torch = TorchEngine(
+        config,
+        target.weights,
+        threads=settings.threads and threads,
+        context=context,
+        dtype=settings.dtype,
+        device=settings.device,
+    )
+    if assistant and drafter:
+        run_by_torch.attach(drafter, assistant.weights, settings.drafter_dtype)
+    return run_by_torch
+
+
+def _dtype(asked: str | None) -> Dtype:
+    chosen = next((known for known in DTYPES if known == (asked or "as-is").lower()), None)
+    if chosen is None:
+        raise SettingsError(f"There is no dtype '{asked}': use one of {', '.join(DTYPES)}.")
+    return chosen
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.metadata is None:
+        return Tokenizer.from_folder(checkpoint.path)
+    return Tokenizer.from_gguf(checkpoint.metadata)
+
+
+def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
+    if checkpoint.metadata is None:
+        return ChatTemplate.from_folder(checkpoint.path, tokenizer)
+    return ChatTemplate.from_gguf(checkpoint.metadata, tokenizer)
+
+
+def _drafter_path(drafter: str | Path, model: str | Path, target: Path) -> Path | None:
+    if str(drafter) == "none":
+        return None
+    return find_assistant(str(model), target) if str(drafter) == "auto" else resolve(str(drafter))
+
+
+def _name(checkpoint: Checkpoint, model: str | Path) -> str:
+    """What a GGUF file calls itself; of a folder, its name or the one it has on the hub."""
+    if checkpoint.metadata is None:
+        if checkpoint.path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+            return checkpoint.path.parents[1].name.rpartition("--")[2]
+        return Path(model).name or checkpoint.path.resolve().name
+    return str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
+
+
+def _threads(asked: int | None) -> int:
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= asked <= 1024:
+        raise SettingsError(f"The number of threads is {asked}: it must be between 1 and 1024.")
+    return asked
