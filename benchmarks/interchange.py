@@ -114,7 +114,8 @@ def compare(
             logits = model(whole).logits[0, len(ids) - 1 : -1].topk(2).values
         closest = float((logits[:, 0] - logits[:, 1]).min())
         agreed = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
-        report(found, f"{name} greedy", theirs == ours, agreed=agreed, closest_call=round(closest, 5))
+        more = {"agreed": agreed, "different_tokens": len(set(ours)), "closest_call": round(closest, 4)}
+        report(found, f"{name} greedy", theirs == ours, **more)
         decoded.append(theirs)
     return decoded
 
@@ -154,10 +155,14 @@ def save(model: torch.nn.Module, folder: Path, tokenizer: Tokenizer) -> None:
             if weight.ndim > 1:
                 weight.normal_(0, 1 / math.sqrt(weight.shape[-1]))
             elif weight.ndim == 1:
-                weight.uniform_(0.5, 1.5).sub_(1.0 if gemma3 else 0.0)
-            # Tokens of very different weight, so that the best logits lie further apart than two ways of rounding.
+                factor = weight.uniform_(0.5, 1.5)
+                if name.endswith("model.norm.weight"):  # a tied embedding likes its own token best: turn that round
+                    factor.neg_()
+                if gemma3:
+                    factor.sub_(1)
+            # Tokens of different weight, so that the best logits lie further apart than two ways of rounding.
             if name.endswith("embed_tokens.weight"):
-                weight.mul_(torch.randn(len(weight), 1).mul_(0.7).exp_())
+                weight.mul_(torch.randn(len(weight), 1).mul_(0.3 if gemma3 else 0.5).exp_())
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}

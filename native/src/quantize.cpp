@@ -1,10 +1,11 @@
 // float32 weights as the blocks of a GGUF tensor.
 //
-// The types with blocks of 32 follow the plain rule of the format: the block's largest value sets the scale, and codes are
-// rounded. Q4_K and Q6_K have scales of their own that are rounded too, so they are searched for: each sub-block's scale
-// (and minimum) by trying several ranges with a least-squares fit of each, then, for the super-block as a whole, the small
-// scales' neighbours and the large scales' own fit in turn, for as long as the error gets less. The error that counts is
-// squared and weighted by sigma + |x|, sigma being the super-block's root mean square: large weights matter more.
+// The types with blocks of 32 follow the plain rule of the format: the block's largest value sets the scale, and codes
+// are rounded. Q4_K and Q6_K have scales of their own that are rounded too, so they are searched for: each sub-block's
+// scale (and minimum) by trying several ranges with a least-squares fit of each, then, for the super-block as a whole,
+// the small scales' neighbours and the large scales' own fit in turn, for as long as the error gets less. The error
+// that counts is squared and weighted by sigma + |x|, sigma being the super-block's root mean square: large weights
+// matter more.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -30,7 +31,8 @@ uint32_t bits_of(float x) {
 uint16_t nearest_half(float x) {
     const uint32_t sign = bits_of(x) >> 16 & 0x8000, magnitude = bits_of(x) & 0x7FFFFFFF;
     if (magnitude >= 0x47800000) return (uint16_t)(sign | 0x7C00);
-    if (magnitude < 0x38800000) return (uint16_t)(sign | (bits_of(std::fabs(x) + 0.5f) - 0x3F000000));  // 0.5's last bit is 2^-24
+    if (magnitude < 0x38800000)  // a multiple of 2^-24, the last bit of 0.5
+        return (uint16_t)(sign | (bits_of(std::fabs(x) + 0.5f) - 0x3F000000));
     return (uint16_t)(sign | (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13);
 }
 
@@ -55,7 +57,7 @@ void put16(uint8_t* p, uint16_t value) { p[0] = (uint8_t)value, p[1] = (uint8_t)
 
 float inverse(float d) { return d == 0 || std::isinf(1 / d) ? 0 : 1 / d; }
 
-// Types with one scale a block. The low four bits of code i and code i + 16 share a byte, the fifth ones follow in 32 bits.
+// Types with one scale a block: all codes' fifth bits, then bytes with the low four bits of code i and code i + 16.
 void put_codes(const uint8_t* codes, int bits, uint8_t* out) {
     if (bits == 5) {
         uint32_t fifths = 0;
@@ -73,8 +75,9 @@ void symmetric_block(const float* x, int bits, uint8_t* out) {
     const int bias = 1 << (bits - 1);
     const float d = extreme / (float)-bias, id = inverse(d);
     uint8_t codes[32];
-    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)std::clamp((int)(x[i] * id + ((float)bias + 0.5f)), 0, 2 * bias - 1);
     put16(out, half(d));
+    for (int i = 0; i < 32; i++)
+        codes[i] = (uint8_t)std::clamp((int)(x[i] * id + ((float)bias + 0.5f)), 0, 2 * bias - 1);
     put_codes(codes, bits, out + 2);
 }
 
@@ -84,8 +87,8 @@ void affine_block(const float* x, int bits, uint8_t* out) {
     const int top = (1 << bits) - 1;
     const float d = (*most - *least) / (float)top, id = inverse(d), low = *least;
     uint8_t codes[32];
-    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)std::clamp((int)((x[i] - low) * id + 0.5f), 0, top);
     put16(out, half(d)), put16(out + 2, half(low));
+    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)std::clamp((int)((x[i] - low) * id + 0.5f), 0, top);
     put_codes(codes, bits, out + 4);
 }
 
@@ -153,10 +156,12 @@ Range refit(const float* x, const float* w, Range start) {
     const float inv = inverse(start.scale);
     Four totals[5] = {};
     for (int i = 0; i < 32; i += 4) {
-        const Four value = load(x + i), weight = load(w + i), q = nearest((value + start.low) * inv, 0, 15), wq = weight * q;
+        const Four value = load(x + i), weight = load(w + i);
+        const Four q = nearest((value + start.low) * inv, 0, 15), wq = weight * q;
         totals[0] += weight, totals[1] += wq, totals[2] += wq * q, totals[3] += weight * value, totals[4] += wq * value;
     }
-    const float sw = sum(totals[0]), sq = sum(totals[1]), sqq = sum(totals[2]), sx = sum(totals[3]), sqx = sum(totals[4]);
+    const float sw = sum(totals[0]), sq = sum(totals[1]), sqq = sum(totals[2]);
+    const float sx = sum(totals[3]), sqx = sum(totals[4]);
     const float det = sw * sqq - sq * sq;
     if (!(det > 0)) return start;
     Range fit;
@@ -175,7 +180,8 @@ Range best_range(const float* x, const float* w) {
     for (int step = -2; step <= 6; step++) {  // the range in 14 to 18 steps of the code: a little wider, or cut off
         Range range = {width / (15 + 0.5f * (float)step), low};
         for (int again = 0; again < 2; again++) range = refit(x, w, range);
-        if (const float e = error<32>(x, w, range.scale, range.low, 0, 15); e < least_error) least_error = e, best = range;
+        const float e = error<32>(x, w, range.scale, range.low, 0, 15);
+        if (e < least_error) least_error = e, best = range;
     }
     return best;
 }
@@ -214,7 +220,8 @@ bool refit_large_scales(const float* x, const float* w, Q4K& q) {
         const int j = i / 32;
         const float code = nearest((x[i] + q.offset(j)) * inverse(q.step(j)), 0, 15);
         const double u = (double)q.scale[j] * code, v = q.low[j], weight = w[i];
-        uu += weight * u * u, uv += weight * u * v, vv += weight * v * v, xu += weight * x[i] * u, xv += weight * x[i] * v;
+        uu += weight * u * u, uv += weight * u * v, vv += weight * v * v;
+        xu += weight * x[i] * u, xv += weight * x[i] * v;
     }
     const double det = uu * vv - uv * uv;
     if (!(uu > 0) || (vv > 0 && !(det > 0))) return false;

@@ -111,3 +111,16 @@ def test_settings_out_of_range_are_one_sentence():
     assert_one_sentence(command("run", PROMPT, "--top-p", "2"), "top_p", "2")
     assert_one_sentence(command("run", PROMPT, "--ctx", "40000"), "40000", "32768")
     assert_one_sentence(command("run", PROMPT * 50, "--ctx", "20"), "20")
+
+
+def test_convert_writes_a_file_that_runs(tmp_path):
+    out = tmp_path / "small.gguf"
+    done = command("convert", "demo", out, "--type", "q4_k")
+    assert done.stdout == f"{out}: {out.stat().st_size / 1e6:,.1f} MB\n"
+    assert done.stderr == "Matrices of 640 columns become Q5_0, because the type Q4_K needs a multiple of 256.\n"
+    converted = json.loads(command("run", out, PROMPT, "-n", 8, "--json").stdout)
+    loaded = json.loads(command("run", "demo", PROMPT, "-n", 8, "--json", "--dtype", "q4_k").stdout)
+    assert converted["tokens"] == loaded["tokens"]
+    assert_one_sentence(command("convert", "demo", out), "exists already", "--force")
+    assert_one_sentence(command("convert", "demo", out, "--type", "q9"), "'q9'", "q4_0")
+    assert_one_sentence(command("run", "Hello", "--dtype", "q9"), "'q9'", "as-is")
