@@ -4,6 +4,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 PROMPT_LENGTHS = (128, 512)
 DECODED = 64
+PASS_PROMPT = 64  # tokens before the pass that is timed
+PASSES = 8  # timed at once
 
 
 def bench(
     first: options.ModelArgument = None,
     model: options.ModelOption = None,
+    drafter: options.Drafter = "auto",
     threads: options.Threads = None,
     ctx: options.Context = None,
     backend: options.Backend = "native",
@@ -32,13 +37,15 @@ def bench(
 ) -> None:
     """Measure a model on this machine.
 
-    Seconds of a pass of T = 1 to 16 rows, prompt speed at 128 and 512 tokens, plain decode speed over 64 tokens, all
-    medians, and the peak memory of the process.
+    Seconds of a pass that checks T = 1 to 16 tokens, and of a step of the drafter if there is one; prompt speed at 128
+    and 512 tokens, plain decode speed over 64 tokens; all medians; the peak memory of the process.
     """
     from gemma_mtp import Model
 
     name = options.only_model(first, model)
-    loaded = Model.load(name, drafter="none", backend=backend, threads=threads, context=ctx, dtype=dtype)
+    loaded = Model.load(
+        name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype, device=device
+    )
     found = measure(loaded, repeats)
     print(json.dumps(found) if as_json else table(found))
 
@@ -50,16 +57,17 @@ def measure(model: "Model", repeats: int) -> dict[str, Any]:
 
     ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
     ids *= -(-max(PROMPT_LENGTHS) // len(ids))
-    model.logits(ids[:1])  # pages the weights in
-    passes: dict[int, list[float]] = {width: [] for width in WIDTHS}
+    widths = [width for width in WIDTHS if width <= model.engine.max_depth + 1]
+    passes: dict[int, list[float]] = {width: [] for width in widths}
+    draft_steps: list[float] = []
     prompts: dict[int, list[float]] = {length: [] for length in PROMPT_LENGTHS}
     decodes: list[float] = []
     for _ in range(repeats):
-        for width, seconds in passes.items():
-            start = time.perf_counter()
-            for _ in range(8):
-                model.logits(ids[:width])
-            seconds.append((time.perf_counter() - start) / 8)
+        with after_prompt(model, ids[:PASS_PROMPT]) as sequence:
+            for width, seconds in passes.items():
+                seconds.append(seconds_of_pass(model, sequence, ids[:width]))
+            if model.engine.drafts:
+                draft_steps.append(seconds_of_draft_step(model, sequence, ids[0]))
         for length, rates in prompts.items():
             stats = model.generate(model.detokenize(ids[:length]), SamplingParams(max_tokens=1), draft="off").stats
             rates.append(stats.prompt_tokens / stats.seconds_prompt)
@@ -72,8 +80,42 @@ def measure(model: "Model", repeats: int) -> dict[str, Any]:
         "pass_seconds": {width: statistics.median(seconds) for width, seconds in passes.items()},
         "prompt_tokens_per_second": {length: statistics.median(rates) for length, rates in prompts.items()},
         "decode_tokens_per_second": statistics.median(decodes),
+        "draft_step_seconds": statistics.median(draft_steps) if draft_steps else None,
         "peak_memory_bytes": peak_memory(),
     }
+
+
+@contextmanager
+def after_prompt(model: "Model", prompt: list[int]) -> Iterator[Any]:
+    """A sequence of the engine's that holds a prompt."""
+    from gemma_mtp import SamplingParams
+
+    sequence = model.engine.create()
+    try:
+        model.engine.step(sequence, prompt, 1, SamplingParams())
+        yield sequence
+    finally:
+        model.engine.release(sequence)
+
+
+def seconds_of_pass(model: "Model", sequence: Any, tokens: list[int]) -> float:
+    """Of a pass that checks these tokens after the prompt, sampling after each, as a round does."""
+    from gemma_mtp import SamplingParams
+
+    start = time.perf_counter()
+    for _ in range(PASSES):
+        model.engine.step(sequence, tokens, len(tokens), SamplingParams())
+        model.engine.truncate(sequence, PASS_PROMPT)
+    return (time.perf_counter() - start) / PASSES
+
+
+def seconds_of_draft_step(model: "Model", sequence: Any, token: int) -> float:
+    """Of one token drafted after the prompt."""
+    from gemma_mtp import SamplingParams
+
+    start = time.perf_counter()
+    drafted = sum(len(model.engine.draft(sequence, 0, token, PASSES, SamplingParams())) for _ in range(PASSES))
+    return (time.perf_counter() - start) / drafted
 
 
 def peak_memory() -> int:
@@ -96,6 +138,8 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         f"{width:4} {seconds * 1e3:11.2f} {seconds / one:8.2f}" for width, seconds in found["pass_seconds"].items()
     ]
+    if (step := found["draft_step_seconds"]) is not None:
+        lines.append(f"draft step {step * 1e3:7.2f} {step / one:10.3f}")
     lines.append("")
     lines += [f"prompt of {n:4}  {rate:7.1f} tokens/s" for n, rate in found["prompt_tokens_per_second"].items()]
     lines.append(f"plain decoding  {found['decode_tokens_per_second']:7.1f} tokens/s")
