@@ -8,9 +8,10 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from gemma_mtp.decoding import verification
+from gemma_mtp.decoding import progress
+from gemma_mtp.decoding.progress import FinishReason, Origin, TokenLogprobs
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.decoding.verification import Decoding, FinishReason, Origin, TokenLogprobs
+from gemma_mtp.decoding.verification import Decoding
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.text.chat_parser import ChatEvent, ToolCall
 from gemma_mtp.text.chat_text import ChatText
@@ -125,7 +126,7 @@ class _Part:
             self.calls.append(event.tool_call)
 
 
-def in_channels(decoding: Iterable[verification.Piece], chat: ChatText) -> Generator[Piece, None, None]:
+def in_channels(decoding: Iterable[progress.Piece], chat: ChatText) -> Generator[Piece, None, None]:
     """The pieces of `decoding`, each split by channel. `chat` is what `decoding` reads its text with."""
     channel: Channel = "content"
     for piece in decoding:
@@ -145,7 +146,7 @@ def in_channels(decoding: Iterable[verification.Piece], chat: ChatText) -> Gener
         yield Piece(event.text, [], "target", channel=event.kind, tool_call=event.tool_call)
 
 
-def _pieces(whole: verification.Piece, channel: Channel, part: _Part) -> Iterator[Piece]:
+def _pieces(whole: progress.Piece, channel: Channel, part: _Part) -> Iterator[Piece]:
     """One piece; of the channel of tool calls, one for each."""
     tokens = [whole.tokens[place] for place in part.places]
     logprobs = None if whole.logprobs is None else [whole.logprobs[place] for place in part.places]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
+from gemma_mtp.decoding.progress import TextStream
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.verification import Decoding, TextStream
+from gemma_mtp.decoding.verification import Decoding
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream

@@ -160,18 +160,27 @@ void bind_plan(nb::module_& m) {
                 const Feed feed{sequence, view(tokens), static_cast<int>(tokens.size())};
                 nb::gil_scoped_release release;
                 r.forward({&feed, 1});
-                return tokens_of(r.sample(params, view(seen)));
+                const Choosing how{params, view(seen)};
+                return tokens_of(r.sample({&how, 1}));
             }, "sequence"_a, "tokens"_a, "params"_a, "seen"_a,
             "A pass over the tokens, then the token sampled after each. `seen` ends with the first of the tokens.")
-        .def("choose", [](Runner& r, const SampleParams& params, Tokens seen) {
+        .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens>>& feeds) {
+                std::vector<Choosing> how;
+                for (const auto& [params, seen] : feeds) how.push_back({params, view(seen)});
                 std::vector<Choice> choices;
-                for (const Sampled& s : r.sample(params, view(seen))) {
+                std::vector<Sampled> sampled;
+                {
+                    nb::gil_scoped_release release;
+                    sampled = r.sample(how);
+                }
+                for (const Sampled& s : sampled) {
                     TopLogprobs top;
                     for (const auto& t : s.top) top.emplace_back(t.token, t.logprob);
                     choices.emplace_back(s.token, s.logprob, std::move(top));
                 }
                 return choices;
-            }, "params"_a, "seen"_a, "Samples the last pass's outputs: (token, its log probability, the likeliest tokens').")
+            }, "feeds"_a, "Samples the last pass's outputs, with (params, seen) for each of its feeds: (token, its log "
+            "probability, the likeliest tokens').")
         .def("logits", [](Runner& r) { return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); }); },
              "Of the last pass: float32 [outputs, vocab].")
         .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
