@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a sequence wants of the next pass: to append `tokens`, and to sample what follows the last `rows` of them."""
+    """What a sequence wants of the next pass: to append `tokens`, and sample what follows each of the last `rows`."""
 
     tokens: Sequence[int]
     rows: int

@@ -37,8 +37,8 @@ class Decoding(Generic[S]):
     """One generation: iterate it for its pieces; tokens, stats and finish_reason tell what has come of it so far.
 
     Afterwards, however it ended, the sequence holds the prompt and all tokens but the last (and less of the prompt if
-    it was interrupted there). The settings are those of Progress. An interrupt (Ctrl-C) while a piece is being made ends
-    the generation as 'cancelled'.
+    it was interrupted there). The settings are those of Progress. An interrupt (Ctrl-C) while a piece is being made
+    ends the generation as 'cancelled'.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What every engine does, whichever executor runs its passes."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class AnyEngine(Protocol):
         """float32 [rows, vocab] of the rows that the last pass sampled."""
 
 
+@runtime_checkable
 class BatchEngine(AnyEngine, Protocol):
     """An engine that runs several sequences in one pass, each giving the very bits that it gives alone."""
 
