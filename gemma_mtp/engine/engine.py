@@ -110,7 +110,9 @@ class Engine:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
-        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, _native_params(params))
+        seen = [*sequence.tokens, token] if params.repetition_penalty != 1 else []
+        native = _native_params(params)
+        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, native, np.array(seen, np.int32))
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
