@@ -135,9 +135,9 @@ void bind_plan(nb::module_& m) {
                 return p.experts(x, scores, std::move(gate_up), std::move(down), std::move(scales), active);
             }, "x"_a, "scores"_a, "gate_up"_a, "down"_a, "scales"_a, "active"_a)
         .def("centroid_logits", [](Plan& p, BufferId x, BufferId scores, std::shared_ptr<Weight> weight,
-                                   std::vector<int32_t> tokens, int active) {
-                return p.centroid_logits(x, scores, std::move(weight), std::move(tokens), active);
-            }, "x"_a, "scores"_a, "weight"_a, "tokens"_a, "active"_a,
+                                   std::vector<int32_t> tokens, int64_t count, int active) {
+                return p.centroid_logits(x, scores, std::move(weight), std::move(tokens), count, active);
+            }, "x"_a, "scores"_a, "weight"_a, "tokens"_a, "count"_a, "active"_a,
             "weight: each centroid's rows one after another; tokens: the token of each row, -1 for none.")
         .def("outputs", &Plan::outputs, "x"_a)
         .def("softcap", &Plan::softcap, "x"_a, "cap"_a)

@@ -12,6 +12,7 @@ import pytest
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, SamplingParams, TrainedDrafter
 from gemma_mtp.engine.engine import Engine, SequenceState
+from gemma_mtp.errors import CheckpointError
 
 from ..checkpoints.tiny import HEADS, TARGETS, drafter_for, write_folder, write_gguf
 
@@ -131,6 +132,15 @@ def quantised(tmp_path_factory: pytest.TempPathFactory, folder_of):
         return path
 
     return file
+
+
+def test_what_the_kernels_cannot_run_is_said(folder_of) -> None:
+    target = open_checkpoint(folder_of(TARGETS["E2B"]))
+    engine = Engine(target.config, target.weights, threads=1, context=64)
+    eight = {"num_centroids": 8, "centroid_intermediate_top_k": 4}
+    odd = open_checkpoint(folder_of(drafter_for(TARGETS["E2B"], centroids=True) | eight))
+    with pytest.raises(CheckpointError, match="multiple of 16"):
+        engine.attach(odd.config, odd.weights)
 
 
 @pytest.mark.parametrize(("kind", "drafter"), PAIRS)
