@@ -4,8 +4,8 @@ usage: python benchmarks/interchange.py --llama-cpp DIR [--gemma4-vocab FILE] [-
 
 DIR holds llama-server. Random models with every switch of their family set, a small Gemma 3 and a small Gemma 4 like
 E2B with its drafter, are saved by transformers, converted to f32 and f16 GGUF by the command, and decoded greedily by
-both. Their vocabularies are real: Gemma 3's is the demo's, Gemma 4's lies in llama.cpp's sources
-(models/ggml-vocab-gemma-4.gguf). Prints a line a check, one JSON object at the end; exit 1 if anything differs.
+it, by llama.cpp and by gemma-mtp. Their vocabularies are real: Gemma 3's is the demo's, Gemma 4's lies in llama.cpp's
+sources (models/ggml-vocab-gemma-4.gguf). Prints a line a check, one JSON object at the end; exit 1 if anything differs.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gemma_mtp import Model, SamplingParams
 from gemma_mtp.checkpoints.demo import demo_path
 from gemma_mtp.checkpoints.gguf import GGUF
 
@@ -86,7 +87,7 @@ def check(server: Path, vocab: Path, folder: Path) -> dict:
             file = folder / f"{name}.{kind}.gguf"
             convert(folder / name, file, kind)
             with LlamaServer(server, file) as peer:
-                tokens = compare(found, f"{name} {kind}", peer, tokenizer, reference(folder / name, kind))
+                tokens = compare(found, f"{name} {kind}", peer, tokenizer, reference(folder / name, kind), file)
     make_drafter(folder / "drafter", config, library_tokenizer(vocab))
     convert(folder / "drafter", folder / "drafter.gguf", "f16")
     drafting = ["-md", str(folder / "drafter.gguf"), "--spec-type", "draft-mtp", "--spec-draft-n-max", "4"]
@@ -100,22 +101,27 @@ def check(server: Path, vocab: Path, folder: Path) -> dict:
 
 
 def compare(
-    found: dict, name: str, peer: "LlamaServer", tokenizer: Tokenizer, model: torch.nn.Module
+    found: dict, name: str, peer: "LlamaServer", tokenizer: Tokenizer, model: torch.nn.Module, file: Path
 ) -> list[list[int]]:
     """Compares tokens of text and of greedy decoding; returns llama.cpp's."""
     decoded = []
+    ours = Model.load(file, drafter="none", dtype="f32")
     for text in TEXTS:
         ids = [2, *tokenizer.encode(text, add_special_tokens=False).ids]
         report(found, f"{name} tokens of {text[:20]!r}", peer.tokenize(text) == ids)
         theirs = peer.complete(ids)["tokens"]
         with torch.inference_mode():
             whole = model.generate(torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
-            ours = whole[0, len(ids) :].tolist()
+            expected = whole[0, len(ids) :].tolist()
             logits = model(whole).logits[0, len(ids) - 1 : -1].topk(2).values
         closest = float((logits[:, 0] - logits[:, 1]).min())
-        agreed = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
-        more = {"agreed": agreed, "different_tokens": len(set(ours)), "closest_call": round(closest, 4)}
-        report(found, f"{name} greedy", theirs == ours, **more)
+        more = {"different_tokens": len(set(expected)), "closest_call": round(closest, 4)}
+        for engine, tokens in (
+            ("llama.cpp", theirs),
+            ("gemma-mtp", ours.generate(ids, SamplingParams(max_tokens=STEPS, ignore_eos=True), draft="off").tokens),
+        ):
+            agreed = next((i for i, (a, b) in enumerate(zip(expected, tokens, strict=False)) if a != b), STEPS)
+            report(found, f"{name} greedy, {engine}", tokens == expected, agreed=agreed, **more)
         decoded.append(theirs)
     return decoded
 

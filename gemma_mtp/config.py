@@ -93,6 +93,9 @@ class ModelConfig:
             same = (source.kind, source.kv_heads, source.head_dim) == (layer.kind, layer.kv_heads, layer.head_dim)
             _require(same, f"layer {i} takes keys and values of another shape from layer {layer.shares_kv_with}")
             _require(source.shares_kv_with is None, f"layer {layer.shares_kv_with} has no keys and values to share")
+        if self.ple_width:
+            known = self.ple_vocab
+            _require(known >= self.vocab, f"its per-layer embeddings have {known} of {self.vocab} tokens")
         for name, token in [("bos", self.bos), ("pad", self.pad), *(("eos", token) for token in self.eos)]:
             _require(0 <= token < self.vocab, f"its {name} token {token} is outside the vocabulary of {self.vocab}")
 

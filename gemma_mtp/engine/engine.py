@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.interface import Part
-from gemma_mtp.errors import PromptError
+from gemma_mtp.errors import CheckpointError, PromptError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
 from gemma_mtp.models.heads import draft_heads
@@ -60,7 +61,8 @@ class Engine:
         looked_up = {"ple_embed"} if config.tied_embedding else {"ple_embed", "embed"}
         self.weights = NativeWeights(tensors, self._pool, dtype, looked_up)
         self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
-        decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
+        with _refusing():
+            decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
         layers = [(layer.kv_heads, layer.head_dim, layer.window or 0) for layer in config.layers]
         self.cache = _native.KvCache("f32" if dtype == "f32" else "f16", layers, context, rollback=2 * MAX_DEPTH)
         self._runner = _native.Runner(self.plan, self.cache, decoded.logits, decoded.hidden, config.vocab)
@@ -78,11 +80,12 @@ class Engine:
             shared["target_embed"] = self.weights.matrix(embed)
         tensors = {**tensors, "target_embed": self._tensors[embed]}
         ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, looked_up, shared), config.eps)
-        if isinstance(config, DrafterConfig):
-            step = draft_step(ops, config, self.config)
-            logits, following = [step.logits], step.hidden
-        else:
-            logits, following = draft_heads(ops, config), -1
+        with _refusing():
+            if isinstance(config, DrafterConfig):
+                step = draft_step(ops, config, self.config)
+                logits, following = [step.logits], step.hidden
+            else:
+                logits, following = draft_heads(ops, config), -1
         self.drafter = _native.Drafter(plan, self.cache, ops.state, logits, following, config.vocab)
 
     @property
@@ -122,7 +125,9 @@ class Engine:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
-        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, _native_params(params))
+        seen = [*sequence.tokens, token] if params.repetition_penalty != 1 else []
+        native = _native_params(params)
+        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, native, np.array(seen, np.int32))
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
@@ -167,6 +172,15 @@ def _seen(part: Part) -> NDArray[np.int32]:
     if not part.rows or part.params.repetition_penalty == 1:
         return np.empty(0, np.int32)
     return np.array(part.sequence.tokens[: len(part.sequence.tokens) - part.rows + 1], np.int32)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Says in a sentence what the kernels cannot do with a model while it is recorded."""
+    try:
+        yield
+    except _native.InputError as fault:
+        raise CheckpointError(f"The native backend cannot run this model: {fault}.") from None
 
 
 def _native_params(params: SamplingParams) -> _native.SampleParams:

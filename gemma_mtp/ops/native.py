@@ -180,7 +180,7 @@ class NativeOps:
         matrix = self._weights.matrix(centroids)
         (scores,) = self._plan.project(x, [matrix])
         rows, tokens = self._weights.by_centroid(weight, ordering, matrix.rows)
-        return self._plan.centroid_logits(x, scores, rows, tokens, active)
+        return self._plan.centroid_logits(x, scores, rows, tokens, matrix.rows, active)
 
     def softcap(self, x: int, cap: float) -> int:
         self._plan.softcap(x, cap)

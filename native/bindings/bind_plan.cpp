@@ -135,9 +135,9 @@ void bind_plan(nb::module_& m) {
                 return p.experts(x, scores, std::move(gate_up), std::move(down), std::move(scales), active);
             }, "x"_a, "scores"_a, "gate_up"_a, "down"_a, "scales"_a, "active"_a)
         .def("centroid_logits", [](Plan& p, BufferId x, BufferId scores, std::shared_ptr<Weight> weight,
-                                   std::vector<int32_t> tokens, int active) {
-                return p.centroid_logits(x, scores, std::move(weight), std::move(tokens), active);
-            }, "x"_a, "scores"_a, "weight"_a, "tokens"_a, "active"_a,
+                                   std::vector<int32_t> tokens, int64_t count, int active) {
+                return p.centroid_logits(x, scores, std::move(weight), std::move(tokens), count, active);
+            }, "x"_a, "scores"_a, "weight"_a, "tokens"_a, "count"_a, "active"_a,
             "weight: each centroid's rows one after another; tokens: the token of each row, -1 for none.")
         .def("outputs", &Plan::outputs, "x"_a)
         .def("softcap", &Plan::softcap, "x"_a, "cap"_a)
@@ -191,10 +191,10 @@ void bind_plan(nb::module_& m) {
                             std::vector<BufferId> logits, BufferId next, int64_t vocab) {
                 new (self) Drafter(std::move(plan), std::move(cache), {state, std::move(logits), next}, vocab);
             }, "plan"_a, "cache"_a, "state"_a, "logits"_a, "next"_a, "vocab"_a, "next: -1 for parallel heads.")
-        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params) {
+        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params, Tokens seen) {
                 nb::gil_scoped_release release;
-                return d.draft(sequence, token, {state.data(), state.size()}, depth, params);
-            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a,
+                return d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen));
+            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a,
             "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden].")
         .def("logits", [](Drafter& d, size_t head) {
                 const auto scores = d.logits(head);

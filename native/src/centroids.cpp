@@ -57,8 +57,9 @@ struct CentroidLogitsOp : Op {
 }  // namespace
 
 BufferId Plan::centroid_logits(BufferId x, BufferId scores, std::shared_ptr<const Weight> weight, std::vector<int32_t> tokens,
-                               int active) {
-    const int64_t count = get(scores).width, rows = weight->matrix.rows;
+                               int64_t count, int active) {
+    const int64_t rows = weight->matrix.rows;
+    if (count < 1 || get(scores).width != count) throw InputError("the number of centroids must be a multiple of 16");
     if (active < 1 || active > count || rows % (count * kGroupRows) || static_cast<int64_t>(tokens.size()) != rows)
         throw InputError("each centroid needs the same number of rows, a multiple of 16, and each row its token");
     read_by(weight->matrix, x, 1);

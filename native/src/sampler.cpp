@@ -198,6 +198,15 @@ void penalise(const float* logits, int64_t vocab, float penalty, std::span<const
     }
 }
 
+// Where the given ids are among `tokens`.
+std::vector<int32_t> places_of(std::vector<int32_t> ids, const int32_t* tokens, int64_t count) {
+    std::sort(ids.begin(), ids.end());
+    std::vector<int32_t> places;
+    for (int64_t i = 0; i < count; i++)
+        if (std::binary_search(ids.begin(), ids.end(), tokens[i])) places.push_back(static_cast<int32_t>(i));
+    return places;
+}
+
 uint64_t splitmix(uint64_t x) {
     x += 0x9E3779B97F4A7C15;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
@@ -238,8 +247,18 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
 }
 
 int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
-                const SampleParams& params, int64_t position, Scratch& scratch) {
-    return Row(kernels, logits, count, scratch).draw(params, position, tokens);
+                const SampleParams& params, int64_t position, Seen seen, Scratch& scratch) {
+    const float* row = logits;
+    if (params.repetition_penalty != 1) {
+        scratch.row.assign(logits, logits + count);
+        row = scratch.row.data();
+        auto& ids = scratch.seen;
+        ids.assign(seen.sequence.begin(), seen.sequence.end());
+        ids.insert(ids.end(), seen.drafted.begin(), seen.drafted.end());
+        if (tokens) ids = places_of(ids, tokens, count);
+        penalise(logits, count, params.repetition_penalty, ids, scratch.row.data());
+    }
+    return Row(kernels, row, count, scratch).draw(params, position, tokens);
 }
 
 }  // namespace gmtp

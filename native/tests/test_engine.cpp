@@ -183,7 +183,7 @@ void test_drafter(WeightType type) {
         plan->add_norm(x, plan->project(plan->concat(seen, plan->copy(seen)), {o})[0], ones, kEps, 1.0f);
         const BufferId last = plan->norm(plan->outputs(x), ones, kEps);
         const BufferId next = plan->project(last, {post})[0];
-        const BufferId logits = plan->centroid_logits(last, plan->project(last, {centroids})[0], head, tokens, kActiveCentroids);
+        const BufferId logits = plan->centroid_logits(last, plan->project(last, {centroids})[0], head, tokens, kCentroids, kActiveCentroids);
         Drafter drafter(plan, e.cache, {state, {logits}, next}, kVocab);
 
         const int sequence = e.cache->create();

@@ -16,7 +16,7 @@ from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import CentroidsConfig, DrafterConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError, PairError
 
-from .tiny import DRAFTER, TARGETS, write_gguf
+from .tiny import DRAFTER, TARGETS, drafter_for, write_gguf
 
 
 def random_model(config: dict, seed: int = 0) -> torch.nn.Module:
@@ -134,7 +134,7 @@ def test_a_drafter_opens_from_both_formats(tmp_path: Path) -> None:
 
 def test_a_drafter_knows_its_target() -> None:
     config = config_from_hf(TARGETS["E2B"])
-    drafter = config_from_hf({**DRAFTER, "backbone_hidden_size": 64})
+    drafter = config_from_hf(drafter_for(TARGETS["E2B"], centroids=True))
     assert isinstance(config, ModelConfig)
     assert isinstance(drafter, DrafterConfig)
     drafter.check_target(config)
@@ -145,6 +145,9 @@ def test_a_drafter_knows_its_target() -> None:
     wide = tuple(dataclasses.replace(layer, head_dim=64) for layer in config.layers)
     with pytest.raises(PairError, match="reads keys of size 32, but the target's have 64"):
         drafter.check_target(dataclasses.replace(config, layers=wide))
+    more = tuple(dataclasses.replace(layer, kv_heads=2) for layer in config.layers)
+    with pytest.raises(PairError, match="reads 1 key/value heads; the target's have 2"):
+        drafter.check_target(dataclasses.replace(config, layers=more))
     with pytest.raises(PairError, match="of which the target has none"):
         drafter.check_target(dataclasses.replace(config, layers=config.layers[:2]))
 

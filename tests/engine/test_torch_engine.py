@@ -12,11 +12,10 @@ import torch
 
 from gemma_mtp import PairError, PromptError, SamplingParams, SettingsError, _native
 from gemma_mtp.checkpoints.load import open_checkpoint
-from gemma_mtp.decoding import Decoding, FixedDepth
-from gemma_mtp.decoding.drafting import DraftSource
+from gemma_mtp.decoding import Confidence, Decoding, DraftSource, FixedDepth, TrainedDrafter
 from gemma_mtp.engine.torch_engine import TorchEngine, TorchSequence
 
-from ..checkpoints.tiny import DRAFTER, TARGETS, Weights, write_folder
+from ..checkpoints.tiny import TARGETS, Weights, drafter_for, write_folder
 from ..decoding.fake_target import FakeText, OracleDrafts
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -29,7 +28,7 @@ HEADS = {
     "num_heads": 3,
     "intermediate_size": 40,
 }
-ASSISTANT = {**DRAFTER, "backbone_hidden_size": 64}
+ASSISTANTS = {kind: drafter_for(TARGETS[kind], centroids=True) for kind in ("E2B", "E4B", "26B-A4B")}
 TOKENS = np.random.default_rng(5).integers(3, 256, 120).tolist()
 
 
@@ -128,22 +127,6 @@ def test_a_truncated_sequence_goes_on_as_if_never_drafted(engine_of: Callable, k
     assert drafted.tokens == plain.tokens
 
 
-class EngineDrafts:
-    """The drafter of an engine as a draft source."""
-
-    confidence = 0
-
-    def __init__(self, engine: TorchEngine, sequence: TorchSequence, params: SamplingParams):
-        self._engine, self._sequence, self._params = engine, sequence, params
-        self._row, self._newest = 0, 0
-
-    def propose(self, depth: int) -> list[int]:
-        return self._engine.draft(self._sequence, self._row, self._newest, depth, self._params)
-
-    def advance(self, tokens: Sequence[int]) -> None:
-        self._row, self._newest = len(tokens) - 1, tokens[-1]  # the last row kept chose the newest token
-
-
 class Counting(FixedDepth):
     """A fixed depth that counts what became of the drafts."""
 
@@ -151,7 +134,7 @@ class Counting(FixedDepth):
         super().__init__(depth)
         self.outcomes = outcomes
 
-    def update(self, confidence: int | None, drafted: int, accepted: int, *seconds: float) -> None:
+    def update(self, confidence: Confidence | None, drafted: int, accepted: int, *seconds: float) -> None:
         if drafted:
             outcome = "accepted" if accepted == drafted else "partly" if accepted else "rejected"
             self.outcomes[outcome] += 1
@@ -171,7 +154,7 @@ def generate(
         params,
         text=FakeText(),
         context=engine.context,
-        source=source(sequence) if source else None,
+        sources=[source(sequence)] if source else [],
         depth=depth,
     )
     for _ in decoding:
@@ -185,19 +168,19 @@ def test_drafting_never_changes_the_tokens(engine_of: Callable, tmp_path: Path, 
     engine = engine_of(kind)
     params = SamplingParams(max_tokens=48, **SETTINGS[settings])
     plain = generate(engine, params)
-    attach(engine, tmp_path, HEADS if kind == "gemma3" else ASSISTANT)
+    attach(engine, tmp_path, HEADS if kind == "gemma3" else ASSISTANTS[kind])
     outcomes = dict.fromkeys(("accepted", "partly", "rejected"), 0)
     for depth in (1, 4, engine.max_depth):
         control = Counting(depth, outcomes)
         assert generate(engine, params, lambda _: OracleDrafts(TOKENS[:40], plain, right=0.75), control) == plain
         of_drafter = Counting(depth, dict.fromkeys(outcomes, 0))
-        assert generate(engine, params, lambda s: EngineDrafts(engine, s, params), of_drafter) == plain
+        assert generate(engine, params, lambda s: TrainedDrafter(engine, s, params), of_drafter) == plain
         assert of_drafter.outcomes["rejected"] > 0  # a random drafter is nearly always wrong
     print(kind, settings, outcomes)
     assert all(outcomes.values()), outcomes
 
 
-@pytest.mark.parametrize("config", [ASSISTANT, HEADS], ids=["assistant", "heads"])
+@pytest.mark.parametrize("config", [ASSISTANTS["E2B"], HEADS], ids=["assistant", "heads"])
 def test_drafts_share_the_noise_of_the_places_they_are_for(
     engine_of: Callable, tmp_path: Path, config: dict[str, Any]
 ) -> None:
@@ -223,7 +206,7 @@ def test_drafts_share_the_noise_of_the_places_they_are_for(
     assert len(set(drafts)) > 1
 
 
-@pytest.mark.parametrize("config", [ASSISTANT, HEADS], ids=["assistant", "heads"])
+@pytest.mark.parametrize("config", [ASSISTANTS["E4B"], HEADS], ids=["assistant", "heads"])
 def test_a_draft_goes_on_from_the_row_that_chose_the_newest_token(
     engine_of: Callable, tmp_path: Path, config: dict[str, Any]
 ) -> None:
@@ -244,7 +227,7 @@ def test_a_draft_goes_on_from_the_row_that_chose_the_newest_token(
 
 def test_interleaved_sequences_draft_from_their_own_states(engine_of: Callable, tmp_path: Path) -> None:
     engine = engine_of("E4B")
-    attach(engine, tmp_path, ASSISTANT)
+    attach(engine, tmp_path, ASSISTANTS["E4B"])
     sequence = started(engine, TOKENS[:60])
     expected = engine.draft(sequence, 0, TOKENS[60], 4, GREEDY)
     other = started(engine, TOKENS[7:70])
@@ -293,7 +276,7 @@ def test_mistakes_are_told_in_sentences(engine_of: Callable, tmp_path: Path) -> 
     with pytest.raises(PromptError, match="context of 256 tokens is full"):
         engine.step(started(engine, [5] * 256), [5], 1, GREEDY)
     with pytest.raises(PairError, match="hidden size 32"):
-        attach(engine, tmp_path, {**ASSISTANT, "backbone_hidden_size": 32})
+        attach(engine, tmp_path, {**ASSISTANTS["E2B"], "backbone_hidden_size": 32})
     if not torch.cuda.is_available():
         checkpoint = open_checkpoint(tmp_path)
         with pytest.raises(SettingsError, match="'cuda', which PyTorch does not find"):

@@ -84,9 +84,10 @@ public:
                      std::vector<float> scales, int active);
     BufferId outputs(BufferId x);                                             // the wanted rows of x
     void softcap(BufferId x, float cap);
-    // Scores of the tokens of the `active` centroids with the largest of `scores`. weight: each centroid's rows one after
+    // Scores of the tokens of the `active` of `count` centroids with the largest of `scores`. weight: each centroid's rows one after
     // another, a multiple of 16 for each; tokens: the token of each row, -1 for a row that only fills up.
-    BufferId centroid_logits(BufferId x, BufferId scores, std::shared_ptr<const Weight> weight, std::vector<int32_t> tokens, int active);
+    BufferId centroid_logits(BufferId x, BufferId scores, std::shared_ptr<const Weight> weight, std::vector<int32_t> tokens,
+                             int64_t count, int active);
 
     // Ends the recording: buffers that are never in use together share memory. Those in `kept` hold their values after a run.
     void finish(std::span<const BufferId> kept);

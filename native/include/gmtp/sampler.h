@@ -49,7 +49,7 @@ struct Candidates {
 struct Scratch {
     std::vector<float> row, maxima, ranked_maxima, weights;
     std::vector<double> bands;
-    std::vector<int32_t> order;
+    std::vector<int32_t> order, seen;
     Candidates found, kept;
     std::vector<TokenLogprob> top;
 };
@@ -94,8 +94,8 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
                int64_t position, Seen seen, Scratch& scratch);
 
 // What a drafter proposes for `position`: the same draw, with the same noise, from its own logits. tokens[i] is the token
-// of logits[i], -1 for none; null: token i. Of the settings it leaves out the repetition penalty and logprobs.
+// of logits[i], -1 for none; null: token i. There are no log probabilities.
 int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
-                const SampleParams& params, int64_t position, Scratch& scratch);
+                const SampleParams& params, int64_t position, Seen seen, Scratch& scratch);
 
 }  // namespace gmtp
