@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine
 from gemma_mtp.engine.scheduler import Request, Scheduler, Update
 from gemma_mtp.errors import BusyError, SettingsError
@@ -26,8 +27,9 @@ class AsyncStream:
     `close`, or letting go of the stream, ends the generation within one pass. Failures of the engine are raised here.
     """
 
-    def __init__(self, logprobs: bool):
-        self.generation = Generation(logprobs=[] if logprobs else None)
+    def __init__(self, prompt_tokens: int, logprobs: bool):
+        stats = Stats(prompt_tokens=prompt_tokens)
+        self.generation = Generation(stats=stats, logprobs=[] if logprobs else None)
         self._arrived: asyncio.Queue[tuple[list[Piece], Update]] = asyncio.Queue()
         self._ready: list[Piece] = []
         self._request: Request | None = None
@@ -122,7 +124,7 @@ class AsyncEngine:
 
     def start(self, asked: Asked) -> AsyncStream:
         """The same for what `Model.ask` has made ready, in another thread perhaps."""
-        stream = AsyncStream(asked.params.logprobs > 0)
+        stream = AsyncStream(len(asked.ids), asked.params.logprobs > 0)
         receive = _receiver(weakref.ref(stream), asyncio.get_running_loop(), asked, self._ended)
         request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive)
         with self._changed:

@@ -132,6 +132,10 @@ class Model:
         return self._engine
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the checkpoint brings a template for conversations; without one they are written in plain turns."""
         return not self._template.is_plain
