@@ -45,8 +45,12 @@ def api_error(error: Exception) -> ApiError:
 def invalid(error: RequestValidationError) -> ApiError:
     """What was wrong with a request's body: its first fault."""
     fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"] if part != "body")
+    path = [str(part) for part in fault["loc"] if part != "body"]
+    place = ".".join(part for part in path if part.replace(".", "_").isidentifier() or part.isdecimal())
+    if fault["type"] == "string_unicode" and not place:
+        return ApiError(400, "The name of a parameter has a lone surrogate, which is no character.")
     if fault["type"] == "extra_forbidden":
+        place = ".".join(path)
         return ApiError(400, f"The parameter '{place}' is not supported.", param=place, code="unsupported_parameter")
     if fault["type"] == "value_error":  # said by our own validators
         return ApiError(400, str(fault["ctx"]["error"]), param=place or None)
@@ -55,4 +59,4 @@ def invalid(error: RequestValidationError) -> ApiError:
     if not place or fault["type"] == "json_invalid":
         return ApiError(400, "The body is not a JSON object: send one, with Content-Type: application/json.")
     message = fault["msg"][0].lower() + fault["msg"][1:]
-    return ApiError(400, f"The parameter '{place}' is not valid: {message}.", param=place)
+    return ApiError(400, f"The parameter '{place}' is not valid: {message}.", param=path[0])

@@ -50,9 +50,15 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(60)
+        self.kill()
+        return code
+
+    def kill(self) -> None:
+        """Ends it if it has not ended yet."""
+        self.process.kill()
+        self.process.wait()
         self.http.close()
         self.client.close()
-        return code
 
 
 @pytest.fixture(scope="session")
