@@ -18,6 +18,7 @@ from gemma_mtp.server.errors import ApiError, api_error, invalid
 from gemma_mtp.server.gate import Gate
 from gemma_mtp.server.metrics import Metrics
 from gemma_mtp.server.openai import ChatForm, CompletionForm, Form, Spelling, now
+from gemma_mtp.server.page import add_page
 from gemma_mtp.server.schema import ChatBody, Common, CompletionBody, DetokenizeBody, TokenizeBody
 
 DEFAULT_COMPLETION = 16  # tokens of a completion that does not say how many, as OpenAI has it
@@ -44,6 +45,7 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
     app = FastAPI(title="gemma-mtp", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, keys=keys, max_body=max_body)
     _answer_errors(app)
+    add_page(app)
 
     def check_model(body: Common | TokenizeBody | DetokenizeBody) -> None:
         if body.model is not None and body.model != name:

@@ -7,8 +7,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma_mtp.server.errors import ApiError
+from gemma_mtp.server.page import PATHS
 
-OPEN = ("/", "/health")  # no key is asked for
+OPEN = ("/health", *PATHS)  # no key is asked for
 
 
 class Gate:

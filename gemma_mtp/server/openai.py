@@ -78,7 +78,7 @@ class ChatForm:
         logprobs = self._logprobs([piece])
         if not (piece.text or piece.tool_call or (logprobs and logprobs["content"])):
             return None
-        return {"delta": delta, "logprobs": logprobs, "origin": piece.origin}
+        return {"delta": delta, "logprobs": logprobs, **_came(piece)}
 
     def whole(self, choice: Choice) -> Object:
         answer = choice.generation
@@ -122,7 +122,7 @@ class CompletionForm:
         logprobs = self._logprobs(choice, [piece])
         if not (piece.text or (logprobs and logprobs["tokens"])):
             return None
-        return {"text": piece.text, "logprobs": logprobs, "origin": piece.origin}
+        return {"text": piece.text, "logprobs": logprobs, **_came(piece)}
 
     def whole(self, choice: Choice) -> Object:
         return {"text": choice.generation.text, "logprobs": self._logprobs(choice, choice.pieces)}
@@ -220,6 +220,11 @@ def now() -> int:
 def event(content: Object) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _came(piece: Piece) -> Object:
+    """How a piece came, which OpenAI's form has no place for."""
+    return {"origin": piece.origin, "tokens": len(piece.tokens)}
 
 
 def _ratio(a: float, b: float) -> float:
