@@ -79,7 +79,9 @@ class SequenceDepth:
     """Chooses the depth of one sequence's rounds."""
 
     MARGIN = 0.02  # tokens a round: less is not worth a draft
-    PROBE_EVERY = 32  # rounds that do not draft for one that drafts a token, to see whether it would be kept by now
+    # A round that need not draft drafts a token now and then, to see whether it would be kept by now.
+    PROBE_SHARE = 0.01  # of all tokens that this may cost
+    PROBE_EVERY = 8  # rounds at the soonest
 
     def __init__(self, shared: SharedDepth):
         self._shared = shared
@@ -92,7 +94,10 @@ class SequenceDepth:
         gain, depth = best[taken]
         if gain < self.MARGIN:
             self._plain_rounds += 1
-            depth = 1 if limit > 0 and self._plain_rounds % self.PROBE_EVERY == 0 else 0
+            dear = self._shared.price(offers[taken].source) / self.PROBE_SHARE
+            depth = 1 if limit > 0 and self._plain_rounds >= max(dear, self.PROBE_EVERY) else 0
+        if depth:
+            self._plain_rounds = 0
         return taken, depth
 
     def update(
