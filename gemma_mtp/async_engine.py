@@ -90,7 +90,8 @@ class AsyncEngine:
             raise SettingsError(f"The queue's length is {max_queue}: it must be 0 or more.")
         self.model = model
         self._scheduler = Scheduler(engine, parallel)
-        self._limit = parallel + max_queue
+        self.limit = parallel + max_queue
+        """The most requests that may run or wait at a time."""
         self._open_requests = 0  # accepted and not yet ended
         self._changed = threading.Condition()
         self._closing = self._cancelling = False
@@ -130,7 +131,7 @@ class AsyncEngine:
         with self._changed:
             if self._closing:
                 raise BusyError("The engine is closing and takes no more requests.")
-            if self._open_requests >= self._limit:
+            if self._open_requests >= self.limit:
                 raise BusyError(f"{self._open_requests} requests are running or waiting, which is all there may be.")
             self._open_requests += 1
             stream._request = request

@@ -8,6 +8,10 @@ import typer
 from gemma_mtp.cli import options
 from gemma_mtp.errors import SettingsError
 
+# Seconds that an idle connection is kept: longer than clients keep theirs (httpx: 5), or they would send a request on
+# one that is just being closed.
+KEEP_ALIVE = 75
+
 
 def serve(
     first: options.ModelArgument = None,
@@ -69,7 +73,13 @@ def serve(
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=max_queue)
     app = create_app(engine, alias or served_name(name), keys=[api_key.strip()] if api_key else (), max_body=max_body)
     settings = uvicorn.Config(
-        app, host=host, port=port, timeout_graceful_shutdown=drain, access_log=False, server_header=False
+        app,
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=drain,
+        timeout_keep_alive=KEEP_ALIVE,
+        access_log=False,
+        server_header=False,
     )
     uvicorn.Server(settings).run()
 

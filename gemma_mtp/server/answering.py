@@ -34,7 +34,7 @@ class Asking:
     thinking: bool = False
 
     def prepare(self, model: Model) -> list[Asked]:
-        """Renders and encodes the prompts, which takes a while for long ones. Raises PromptError, SettingsError."""
+        """Renders and encodes the prompts. Raises PromptError, SettingsError."""
         return [
             model.ask(prompt, params, self.draft, tools=self.tools, thinking=self.thinking)
             for prompt, params in self.generations
@@ -44,6 +44,13 @@ class Asking:
 class Answering:
     def __init__(self, engine: AsyncEngine, metrics: Metrics, name: str):
         self._engine, self._metrics, self._name = engine, metrics, name
+
+    async def prepare(self, asking: Asking) -> list[Asked]:
+        """What is asked for, ready to run: in a thread of its own, since long prompts take a while."""
+        count = len(asking.generations)
+        if count > self._engine.limit:
+            raise ApiError(400, f"The request asks for {count} texts at once: ask for at most {self._engine.limit}.")
+        return await asyncio.to_thread(asking.prepare, self._engine.model)
 
     async def answer(self, form: Form, asked: Sequence[Asked], body: Common, request: Request) -> Response:
         """Starts the generations, all or none, and answers with them."""

@@ -1,6 +1,5 @@
 """The routes."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -62,7 +61,7 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
         asking = Asking(
             [(messages, params) for params in settings], body.drafting, body.declared_tools, body.thinking
         )
-        asked = await asyncio.to_thread(asking.prepare, model)
+        asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends
         form: Form = ChatForm(Spelling(model.tokenizer, ends), top)
         return await answering.answer(form, asked, body, request)
@@ -74,7 +73,7 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
             body.max_tokens or DEFAULT_COMPLETION, 0 if body.logprobs is None else max(body.logprobs, 1)
         )
         asking = Asking([(prompt, params) for prompt in body.prompts for params in settings], body.drafting)
-        asked = await asyncio.to_thread(asking.prepare, model)
+        asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends
         form: Form = CompletionForm(Spelling(model.tokenizer, ends), body.logprobs)
         return await answering.answer(form, asked, body, request)

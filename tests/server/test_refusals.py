@@ -5,9 +5,12 @@ import json
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai import AuthenticationError, BadRequestError, NotFoundError
 
 from gemma_mtp import Model
+from gemma_mtp.server.schema import ChatBody
 
 from .conftest import KEY, Server
 
@@ -38,6 +41,8 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         ({"prompt": ""}, None, None),
         ({"prompt": []}, "prompt", None),
         ({"prompt": [2, 10**7]}, None, "outside the vocabulary"),
+        ({"prompt": ["x"] * 3, "n": 3}, None, "9 texts at once: ask for at most 8"),
+        ({"temperature": float("nan")}, "temperature", None),
         ({"prompt": "\ud800"}, None, None),
         ({"\ud800": 1}, None, "name of a parameter"),
     ],
@@ -131,3 +136,30 @@ def test_a_prompt_that_is_too_long_for_the_context(demo_server: Server, demo: Mo
     with pytest.raises(BadRequestError, match="more than the context") as refused:
         demo_server.client.completions.create(model="demo", prompt=[2] * (demo.context + 1))
     assert refused.value.code == "context_length_exceeded"
+
+
+ODD = st.sampled_from(
+    [None, True, False, 0, -1, 2, 3.5, 1e308, 2**64, float("nan"), "", "x", "auto", "off", "\ud800", [], {}, [[]], [{}],
+     ["a"], [1, 2], [None], {"a": 1}, {"type": "text"}, [{"type": "function", "function": {"name": "f"}}],
+     [{"type": "function", "function": {"name": 7}}], {"include_usage": True}, {"enable_thinking": True}]
+)  # fmt: skip
+PARAMETERS = sorted({field.alias or name for name, field in ChatBody.model_fields.items()} - {"messages"})
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system", "robot"]), "content": st.just("Hi") | ODD},
+    optional={"tool_calls": ODD, "tool_call_id": ODD, "name": ODD, "reasoning_content": ODD, "refusal": ODD},
+)
+
+
+@given(st.lists(MESSAGE, max_size=3) | ODD, st.dictionaries(st.sampled_from([*PARAMETERS, "other"]), ODD, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_asked_is_answered_or_refused(chat_server: Server, messages: object, more: dict) -> None:
+    body = json.dumps({"messages": messages, "max_tokens": 3} | more)
+    headers = {"Content-Type": "application/json"}
+    answer = chat_server.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+    elif more.get("stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+    else:
+        assert answer.json()["choices"][0]["finish_reason"]
