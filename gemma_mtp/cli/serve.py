@@ -1,5 +1,6 @@
 """gemma-mtp serve: an OpenAI-compatible server for many users at once."""
 
+import sys
 from pathlib import PurePath
 from typing import Annotated
 
@@ -66,6 +67,9 @@ def serve(
         raise SettingsError("Serving needs more packages: run `pip install 'gemma-mtp[server]'`.") from error
     if api_key is not None and not api_key.strip():
         raise SettingsError("--api-key is empty: give a key, or leave it out to let everyone in.")
+
+    if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"gemma-mtp: everyone who reaches {host} is let in; --api-key asks for a key.", file=sys.stderr)
 
     from gemma_mtp import AsyncEngine, Model
 
