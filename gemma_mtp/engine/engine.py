@@ -56,8 +56,8 @@ class Engine:
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
         self._pool = _native.ThreadPool(threads)
-        looked_up = {"ple_embed"} if config.tied_embedding else {"ple_embed", "embed"}
-        self.weights = NativeWeights(tensors, self._pool, dtype, looked_up)
+        head = "embed" if config.tied_embedding else "lm_head"
+        self.weights = NativeWeights(tensors, self._pool, dtype, {head}, {"ple_embed", "embed"} - {head})
         self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
         with _refusing():
             decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
@@ -77,7 +77,7 @@ class Engine:
         else:
             shared["target_embed"] = self.weights.matrix(embed)
         tensors = {**tensors, "target_embed": self._tensors[embed]}
-        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, looked_up, shared), config.eps)
+        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, {"embed"}, looked_up, shared), config.eps)
         with _refusing():
             if isinstance(config, DrafterConfig):
                 step = draft_step(ops, config, self.config)
@@ -99,13 +99,14 @@ class Engine:
 
     def step(self, sequence: SequenceState, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
-        self._forward(sequence, tokens, rows)
+        native = _native_params(params)
+        self._forward(sequence, tokens, rows, native.exact_logits)
         if not rows:
             return Rows([])
         if self.drafter:
             sequence.hidden = self._runner.hidden()
         seen = sequence.tokens[: len(sequence.tokens) - rows + 1] if params.repetition_penalty != 1 else []
-        choices = self._runner.choose(_native_params(params), np.array(seen, np.int32))
+        choices = self._runner.choose(native, np.array(seen, np.int32))
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
         return Rows([token for token, _, _ in choices], logprobs)
 
@@ -130,12 +131,15 @@ class Engine:
         return self._all_rows(tokens, self._runner.hidden)
 
     def last_logits(self) -> NDArray[np.float32]:
-        """float32 [rows, vocab] of the rows that the last pass sampled."""
+        """float32 [rows, vocab] of the rows that the last pass sampled, with settings that ask for logprobs.
+
+        Without, only the largest may have been computed exactly, and this raises InputError.
+        """
         return self._runner.logits()
 
-    def _forward(self, sequence: SequenceState, tokens: Sequence[int], outputs: int) -> None:
+    def _forward(self, sequence: SequenceState, tokens: Sequence[int], outputs: int, best: int = 0) -> None:
         try:
-            self._runner.forward([(sequence.handle, np.array(tokens, np.int32), outputs)])
+            self._runner.forward([(sequence.handle, np.array(tokens, np.int32), outputs, best)])
         except _native.InputError as fault:
             raise PromptError(f"The tokens cannot be run: {fault}.") from None
         sequence.tokens.extend(tokens)
