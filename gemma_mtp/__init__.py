@@ -9,12 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemma_mtp.async_engine import AsyncEngine, AsyncStream
     from gemma_mtp.decoding.sampling import SamplingParams
-    from gemma_mtp.errors import CheckpointError, GemmaMtpError, PairError, PromptError, SettingsError
+    from gemma_mtp.errors import BusyError, CheckpointError, GemmaMtpError, PairError, PromptError, SettingsError
     from gemma_mtp.generation import Generation, Stream
     from gemma_mtp.model import Model
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
+    "BusyError",
     "CheckpointError",
     "GemmaMtpError",
     "Generation",
@@ -26,7 +30,14 @@ __all__ = [
     "Stream",
 ]
 
-_HOMES = {"SamplingParams": "decoding.sampling", "Generation": "generation", "Model": "model", "Stream": "generation"}
+_HOMES = {
+    "AsyncEngine": "async_engine",
+    "AsyncStream": "async_engine",
+    "SamplingParams": "decoding.sampling",
+    "Generation": "generation",
+    "Model": "model",
+    "Stream": "generation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,3 +19,7 @@ class PromptError(GemmaMtpError):
 
 class SettingsError(GemmaMtpError):
     """A sampling or runtime setting is out of its range."""
+
+
+class BusyError(GemmaMtpError):
+    """There is no room for another request now: the queue is full, or the engine is closing."""

@@ -8,9 +8,10 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from gemma_mtp.decoding import verification
+from gemma_mtp.decoding import progress
+from gemma_mtp.decoding.progress import FinishReason, Origin, TokenLogprobs
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.decoding.verification import Decoding, FinishReason, Origin, TokenLogprobs
+from gemma_mtp.decoding.verification import Decoding
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.text.chat_parser import ChatEvent, ToolCall
 from gemma_mtp.text.chat_text import ChatText
@@ -47,6 +48,17 @@ class Generation:
     logprobs: list[TokenLogprobs] | None = None
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        """Appends what a piece says; the tokens are not its to add."""
+        if piece.channel == "reasoning":
+            self.reasoning += piece.text
+        else:
+            self.text += piece.text
+        if piece.tool_call:
+            self.tool_calls.append(piece.tool_call)
+        if self.logprobs is not None and piece.logprobs:
+            self.logprobs += piece.logprobs
 
     def message(self) -> dict[str, Any]:
         """The assistant's message, in OpenAI's form, for the conversation to go on with."""
@@ -96,14 +108,7 @@ class Stream:
         pieces = in_channels(decoding, chat) if chat else (Piece(*piece) for piece in decoding)
         try:
             for piece in pieces:
-                if piece.channel == "reasoning":
-                    generation.reasoning += piece.text
-                else:
-                    generation.text += piece.text
-                if piece.tool_call:
-                    generation.tool_calls.append(piece.tool_call)
-                if generation.logprobs is not None and piece.logprobs:
-                    generation.logprobs += piece.logprobs
+                generation.add(piece)
                 yield piece
         finally:
             pieces.close()  # while there still is the sequence, which decoding leaves in order
@@ -125,27 +130,42 @@ class _Part:
             self.calls.append(event.tool_call)
 
 
-def in_channels(decoding: Iterable[verification.Piece], chat: ChatText) -> Generator[Piece, None, None]:
-    """The pieces of `decoding`, each split by channel. `chat` is what `decoding` reads its text with."""
-    channel: Channel = "content"
-    for piece in decoding:
+class Channels:
+    """Splits the pieces of a decoding by channel. `chat` is what that decoding reads its text with."""
+
+    def __init__(self, chat: ChatText):
+        self._chat = chat
+        self._channel: Channel = "content"
+
+    def split(self, piece: progress.Piece) -> Iterator[Piece]:
         parts: dict[Channel, _Part] = defaultdict(_Part)
-        for place, events in enumerate(chat.take(len(piece.tokens))):
+        for place, events in enumerate(self._chat.take(len(piece.tokens))):
             for event in events:
-                channel = event.kind
-                parts[channel].add(event)
-            parts[channel].places.append(place)
-            if channel == "tool_call":  # this token completed it
-                channel = "content"
+                self._channel = event.kind
+                parts[self._channel].add(event)
+            parts[self._channel].places.append(place)
+            if self._channel == "tool_call":  # this token completed it
+                self._channel = "content"
         if piece.text or "content" in parts:
             parts["content"].text = piece.text  # less than the events say where there are stop strings
         for name, part in parts.items():
             yield from _pieces(piece, name, part)
-    for event in chat.take_rest():
-        yield Piece(event.text, [], "target", channel=event.kind, tool_call=event.tool_call)
+
+    def rest(self) -> Iterator[Piece]:
+        """What comes after the last piece."""
+        for event in self._chat.take_rest():
+            yield Piece(event.text, [], "target", channel=event.kind, tool_call=event.tool_call)
 
 
-def _pieces(whole: verification.Piece, channel: Channel, part: _Part) -> Iterator[Piece]:
+def in_channels(decoding: Iterable[progress.Piece], chat: ChatText) -> Generator[Piece, None, None]:
+    """The pieces of `decoding`, each split by channel."""
+    channels = Channels(chat)
+    for piece in decoding:
+        yield from channels.split(piece)
+    yield from channels.rest()
+
+
+def _pieces(whole: progress.Piece, channel: Channel, part: _Part) -> Iterator[Piece]:
     """One piece; of the channel of tool calls, one for each."""
     tokens = [whole.tokens[place] for place in part.places]
     logprobs = None if whole.logprobs is None else [whole.logprobs[place] for place in part.places]

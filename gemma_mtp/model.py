@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import Confidence, DraftSource, PromptLookup, TrainedDrafter
+from gemma_mtp.decoding.drafting import Confidence, draft_sources
+from gemma_mtp.decoding.progress import TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.verification import Decoding, TextStream
+from gemma_mtp.decoding.verification import Decoding
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream
@@ -26,6 +28,21 @@ from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
 Prompt = str | Sequence[int] | Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
 Draft = int | str  # "auto", "off" or a number of tokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A generation that was asked for, ready to run."""
+
+    ids: list[int]
+    params: SamplingParams
+    text: TextStream
+    ends: frozenset[int]
+    """The tokens that end it."""
+    draft: Draft
+    chat: ChatText | None
+    """`text` once more, where the prompt is a conversation."""
+
 
 class _AutoDepth:
     """AutoDepth that starts from the cost of this generation's own plain passes, so that no pass is spent on measuring.
@@ -115,6 +132,10 @@ class Model:
         return self._engine
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the checkpoint brings a template for conversations; without one they are written in plain turns."""
         return not self._template.is_plain
@@ -149,35 +170,51 @@ class Model:
         thinking: bool = False,
     ) -> Stream:
         """The same, piece by piece. Raises PromptError and SettingsError before the first piece."""
-        params = params or SamplingParams()
+        asked = self.ask(prompt, params, draft, tools=tools, thinking=thinking)
+        depth: DepthControl | None = None
+        if asked.draft == "auto":
+            depth = _AutoDepth()
+        elif isinstance(asked.draft, int):
+            depth = FixedDepth(asked.draft)
+        sequence = self._engine.create()
+        decoding = Decoding(
+            self._engine,
+            sequence,
+            asked.ids,
+            asked.params,
+            text=asked.text,
+            context=self.context,
+            sources=draft_sources(self._engine, sequence, asked.params) if depth else (),
+            depth=depth,
+            eos_ids=asked.ends,
+        )
+        return Stream(decoding, self._engine, sequence, asked.params.logprobs > 0, asked.chat)
+
+    def ask(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        draft: Draft = "auto",
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
+    ) -> Asked:
+        """What a generation needs to run, checked. Raises PromptError and SettingsError."""
         ends = self._tokenizer.eos_ids | set(self.config.eos)
         chat: ChatText | None = None
         if _is_conversation(prompt):
-            ids, chat = self._ask(prompt, tools, thinking)
+            ids, chat = self._open_chat(prompt, tools, thinking)
             ends |= self._turn_ends
         elif tools or thinking:
             raise SettingsError("Tools and thinking are for conversations: give a list of messages as the prompt.")
         else:
             ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]  # type: ignore[arg-type]
+        check_prompt(ids, self.context)
+        outside = next((token for token in ids if not 0 <= token < self.config.vocab), None)
+        if outside is not None:
+            raise PromptError(f"The prompt has the token {outside}, outside the vocabulary of {self.config.vocab}.")
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
-        depth = self._depth(draft)
-        sequence = self._engine.create()
-        try:
-            decoding = Decoding(
-                self._engine,
-                sequence,
-                ids,
-                params,
-                text=text,
-                context=self.context,
-                sources=self._sources(sequence, params) if depth else (),
-                depth=depth,
-                eos_ids=ends,
-            )
-        except PromptError:
-            self._engine.release(sequence)
-            raise
-        return Stream(decoding, self._engine, sequence, params.logprobs > 0, chat)
+        return Asked(ids, params or SamplingParams(), text, frozenset(ends), self._checked_draft(draft), chat)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the checkpoint wants it."""
@@ -194,12 +231,9 @@ class Model:
         """float32 [len(ids), hidden]: the last hidden states, after the final norm."""
         return self._engine.hidden(self._checked(ids))
 
-    def _sources(self, sequence: Any, params: SamplingParams) -> list[DraftSource]:
-        """What drafts, the first being the one that drafts at a fixed depth."""
-        lookup = PromptLookup()
-        return [TrainedDrafter(self._engine, sequence, params), lookup] if self._engine.drafts else [lookup]
-
-    def _ask(self, messages: Sequence[Message], tools: Tools | None, thinking: bool) -> tuple[list[int], ChatText]:
+    def _open_chat(
+        self, messages: Sequence[Message], tools: Tools | None, thinking: bool
+    ) -> tuple[list[int], ChatText]:
         """The prompt of a conversation, and what reads the answer to it."""
         template = self._template
         if tools and "tools" not in template.source:
@@ -219,14 +253,12 @@ class Model:
             raise PromptError(f"{len(ids)} tokens are given: it must be between 1 and the context of {self.context}.")
         return [int(token) for token in ids]
 
-    def _depth(self, draft: Draft) -> DepthControl | None:
-        if draft == "off" or draft == 0:
-            return None
-        if draft == "auto":
-            return _AutoDepth()
+    def _checked_draft(self, draft: Draft) -> Draft:
+        if draft in ("off", 0):
+            return "off"
         deepest = self._engine.max_depth
-        if isinstance(draft, int) and 1 <= draft <= deepest:
-            return FixedDepth(draft)
+        if draft == "auto" or (isinstance(draft, int) and not isinstance(draft, bool) and 1 <= draft <= deepest):
+            return draft
         raise SettingsError(f"The draft length is {draft!r}: it must be auto, off or a number up to {deepest}.")
 
 

@@ -2,9 +2,10 @@
 
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, Drafting, DraftSource, PromptLookup, TrainedDrafter
+from gemma_mtp.decoding.progress import Piece, Progress, Rows, TextStream, TokenLogprobs, Wanted, accept
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.decoding.verification import Decoding, Piece, Rows, Target, TextStream, TokenLogprobs, accept
+from gemma_mtp.decoding.verification import Decoding, Target
 
 __all__ = [
     "AutoDepth",
@@ -15,6 +16,7 @@ __all__ = [
     "Drafting",
     "FixedDepth",
     "Piece",
+    "Progress",
     "PromptLookup",
     "Rows",
     "SamplingParams",
@@ -23,5 +25,6 @@ __all__ = [
     "TextStream",
     "TokenLogprobs",
     "TrainedDrafter",
+    "Wanted",
     "accept",
 ]

@@ -36,6 +36,10 @@ class DraftSource(Protocol):
 class Drafting(Protocol[S]):
     """A target with a drafter, as that drafter's source sees it. S is the target's handle of a sequence."""
 
+    @property
+    def drafts(self) -> bool:
+        """Whether there is a drafter."""
+
     def draft(self, sequence: S, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
         """At most `depth` tokens to follow `token`, the newest of the sequence, which no pass has run over yet.
 
@@ -86,3 +90,9 @@ class PromptLookup:
 
     def advance(self, tokens: Sequence[int]) -> None:
         self._lookup.extend(tokens)
+
+
+def draft_sources(engine: Drafting[S], sequence: S, params: SamplingParams) -> list[DraftSource]:
+    """What drafts for a sequence, the first being the one that drafts at a fixed depth."""
+    lookup = PromptLookup()
+    return [TrainedDrafter(engine, sequence, params), lookup] if engine.drafts else [lookup]

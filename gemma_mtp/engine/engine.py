@@ -13,8 +13,9 @@ from gemma_mtp import _native
 from gemma_mtp.checkpoints.quantization import Dtype
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
+from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.verification import PROMPT_CHUNK, Rows, TokenLogprobs
+from gemma_mtp.engine.interface import Part
 from gemma_mtp.errors import CheckpointError, PromptError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -42,6 +43,7 @@ class Engine:
     """
 
     max_depth = MAX_DEPTH
+    max_rows, max_outputs = PROMPT_CHUNK, _MAX_OUTPUTS
 
     def __init__(
         self,
@@ -99,16 +101,26 @@ class Engine:
 
     def step(self, sequence: SequenceState, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
-        native = _native_params(params)
-        self._forward(sequence, tokens, rows, native.exact_logits)
-        if not rows:
-            return Rows([])
-        if self.drafter:
-            sequence.hidden = self._runner.hidden()
-        seen = sequence.tokens[: len(sequence.tokens) - rows + 1] if params.repetition_penalty != 1 else []
-        choices = self._runner.choose(native, np.array(seen, np.int32))
-        logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
-        return Rows([token for token, _, _ in choices], logprobs)
+        return self.run([Part(sequence, tokens, rows, params)])[0]
+
+    def run(self, parts: Sequence[Part]) -> list[Rows]:
+        """One pass over several sequences, each of them once: `step` for each of the parts.
+
+        It has at most max_rows tokens, and at most max_outputs rows to sample.
+        """
+        settings = [_native_params(part.params) for part in parts]
+        self._forward(parts, [native.exact_logits for native in settings])
+        hidden = self._runner.hidden() if self.drafter else None
+        choices = self._runner.choose([(native, _seen(part)) for native, part in zip(settings, parts, strict=True)])
+        results, at = [], 0
+        for part in parts:
+            own, rows = choices[at : at + part.rows], slice(at, at + part.rows)
+            at += part.rows
+            if part.rows and hidden is not None:
+                part.sequence.hidden = hidden[rows]
+            logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in own] if part.params.logprobs else None
+            results.append(Rows([token for token, _, _ in own], logprobs))
+        return results
 
     def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
         """See Drafting.draft."""
@@ -137,12 +149,18 @@ class Engine:
         """
         return self._runner.logits()
 
-    def _forward(self, sequence: SequenceState, tokens: Sequence[int], outputs: int, best: int = 0) -> None:
+    def _forward(self, parts: Sequence[Part], best: Sequence[int]) -> None:
+        """best: how many of the largest logits of each part's rows must be exact; 0: all."""
+        feeds = [
+            (part.sequence.handle, np.array(part.tokens, np.int32), part.rows, exact)
+            for part, exact in zip(parts, best, strict=True)
+        ]
         try:
-            self._runner.forward([(sequence.handle, np.array(tokens, np.int32), outputs, best)])
+            self._runner.forward(feeds)
         except _native.InputError as fault:
             raise PromptError(f"The tokens cannot be run: {fault}.") from None
-        sequence.tokens.extend(tokens)
+        for part in parts:
+            part.sequence.tokens.extend(part.tokens)
 
     def _all_rows(self, tokens: Sequence[int], read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         sequence = self.create()
@@ -150,11 +168,18 @@ class Engine:
             parts = []
             for start in range(0, len(tokens), _MAX_OUTPUTS):
                 part = tokens[start : start + _MAX_OUTPUTS]
-                self._forward(sequence, part, len(part))
+                self._forward([Part(sequence, part, len(part), SamplingParams())], [0])
                 parts.append(read())
             return np.concatenate(parts)
         finally:
             self.release(sequence)
+
+
+def _seen(part: Part) -> NDArray[np.int32]:
+    """What the repetition penalty counts, up to the first sampled row's own token."""
+    if not part.rows or part.params.repetition_penalty == 1:
+        return np.empty(0, np.int32)
+    return np.array(part.sequence.tokens[: len(part.sequence.tokens) - part.rows + 1], np.int32)
 
 
 @contextmanager

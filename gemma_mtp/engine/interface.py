@@ -1,14 +1,23 @@
 """What every engine does, whichever executor runs its passes."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp.config import ModelConfig
+from gemma_mtp.decoding.progress import Rows
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.verification import Rows
+
+
+class Part(NamedTuple):
+    """What a pass does for one sequence: the arguments of `AnyEngine.step`."""
+
+    sequence: Any
+    tokens: Sequence[int]
+    rows: int
+    params: SamplingParams
 
 
 class AnyEngine(Protocol):
@@ -54,3 +63,19 @@ class AnyEngine(Protocol):
 
     def last_logits(self) -> NDArray[np.float32]:
         """float32 [rows, vocab] of the rows that the last pass sampled, with settings that ask for logprobs."""
+
+
+@runtime_checkable
+class BatchEngine(AnyEngine, Protocol):
+    """An engine that runs several sequences in one pass, each giving the very bits that it gives alone."""
+
+    @property
+    def max_rows(self) -> int:
+        """The most tokens of a pass."""
+
+    @property
+    def max_outputs(self) -> int:
+        """The most rows that a pass samples."""
+
+    def run(self, parts: Sequence[Part]) -> list[Rows]:
+        """One pass over several sequences, each of them once: `step` for each of the parts."""

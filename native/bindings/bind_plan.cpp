@@ -157,15 +157,23 @@ void bind_plan(nb::module_& m) {
             }, "feeds"_a,
             "One pass over (sequence, tokens int32, number of last tokens whose output is wanted, how many of the largest "
             "logits of each must be exact or 0 for all).")
-        .def("choose", [](Runner& r, const SampleParams& params, Tokens seen) {
+        .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens>>& feeds) {
+                std::vector<Choosing> how;
+                for (const auto& [params, seen] : feeds) how.push_back({params, view(seen)});
                 std::vector<Choice> choices;
-                for (const Sampled& s : r.sample(params, view(seen))) {
+                std::vector<Sampled> sampled;
+                {
+                    nb::gil_scoped_release release;
+                    sampled = r.sample(how);
+                }
+                for (const Sampled& s : sampled) {
                     TopLogprobs top;
                     for (const auto& t : s.top) top.emplace_back(t.token, t.logprob);
                     choices.emplace_back(s.token, s.logprob, std::move(top));
                 }
                 return choices;
-            }, "params"_a, "seen"_a, "Samples the last pass's outputs: (token, its log probability, the likeliest tokens').")
+            }, "feeds"_a, "Samples the last pass's outputs, with (params, seen) for each of its feeds: (token, its log "
+            "probability, the likeliest tokens').")
         .def("logits", [](Runner& r) {
                 if (!r.exact()) throw InputError("the last pass computed only the largest logits exactly");
                 return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); });

@@ -62,16 +62,28 @@ const float* Runner::hidden(int output) const {
     return b.data.x + output * b.data.stride;
 }
 
-std::vector<Sampled> Runner::sample(const SampleParams& params, std::span<const int32_t> seen) {
-    if (pass_.segments.size() != 1) throw InputError("only a pass over one sequence can be sampled as one");
+std::vector<Sampled> Runner::sample(std::span<const Choosing> how) {
+    if (how.size() != pass_.segments.size()) throw InputError("a pass is sampled with one setting for each of its feeds");
     const size_t count = pass_.outputs.size();
     if (scratch_.size() < count) scratch_.resize(count);
+    struct Place {
+        size_t feed;
+        std::span<const int32_t> drafted;  // the feed's tokens after its first output, up to this one
+    };
+    std::vector<Place> places;
+    for (size_t feed = 0; feed < how.size(); feed++) {
+        const Segment& segment = pass_.segments[feed];
+        const size_t first = places.size();
+        while (places.size() < count && pass_.outputs[places.size()] < segment.row + segment.count) {
+            const int start = pass_.outputs[first] + 1, end = pass_.outputs[places.size()] + 1;
+            places.push_back({feed, std::span<const int32_t>(tokens_).subspan(start, end - start)});
+        }
+    }
     std::vector<Sampled> result(count);
-    const int first = count ? pass_.outputs.front() : 0;
-    const auto drafted = std::span<const int32_t>(tokens_).subspan(std::min<size_t>(first + 1, tokens_.size()));
     plan_->pool().parallel_for(static_cast<int64_t>(count), 1, [&](int64_t i, int64_t) {
-        result[i] = gmtp::sample(*plan_->kernels().sampling, logits(static_cast<int>(i)), vocab_, params,
-                                 pass_.positions[pass_.outputs[i]] + 1, {seen, drafted.first(i)}, scratch_[i]);
+        const Choosing& choosing = how[places[i].feed];
+        result[i] = gmtp::sample(*plan_->kernels().sampling, logits(static_cast<int>(i)), vocab_, choosing.params,
+                                 pass_.positions[pass_.outputs[i]] + 1, {choosing.seen, places[i].drafted}, scratch_[i]);
     });
     return result;
 }

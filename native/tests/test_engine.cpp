@@ -159,7 +159,7 @@ void test_decoder(WeightType type, KvType kv) {
         const Feed both[] = {{b, std::span(tokens).first(20), 1}, {a, std::span(tokens).last(1), 1}};
         e.runner->forward(both);
         check(std::memcmp(e.runner->logits(1), expected.data(), kVocab * sizeof(float)) == 0, "sequences do not mix");
-        check_refused([&] { e.runner->sample({}, {}); }, "rows of two sequences are not sampled as one");
+        check_refused([&] { const Choosing how{}; e.runner->sample({&how, 1}); }, "two feeds are not sampled with one setting");
         e.cache->release(a), e.cache->release(b);
         check(e.cache->bytes_in_use() == 0, "released sequences hold nothing");
     }
@@ -239,7 +239,8 @@ void test_split_head() {
                 for (int32_t top_k : {1, 4, 40}) {
                     if (best && top_k > best) continue;
                     const SampleParams params{1.5f, top_k, 0.9f, 0, 1, static_cast<uint64_t>(best), 0};
-                    const auto expected = one.runner->sample(params, {}), found = two.runner->sample(params, {});
+                    const Choosing how{params, {}};
+                    const auto expected = one.runner->sample({&how, 1}), found = two.runner->sample({&how, 1});
                     for (size_t i = 0; i < expected.size(); i++) check(expected[i].token == found[i].token, "the same tokens are drawn");
                 }
             }
@@ -258,7 +259,8 @@ void test_sampling() {
             for (float top_p : {1.0f, 0.9f})
                 for (float min_p : {0.0f, 0.05f}) {
                     const SampleParams params{temperature, top_k, top_p, min_p, 1.1f, 7, 5};
-                    const auto sampled = e.runner->sample(params, std::span(tokens).first(1));
+                    const Choosing how{params, std::span(tokens).first(1)};
+                    const auto sampled = e.runner->sample({&how, 1});
                     check(sampled.size() == 16, "every output is sampled");
                     for (const Sampled& s : sampled) check(s.token >= 0 && s.token < kVocab && s.top.size() == 5, "a token of the vocabulary");
                 }

@@ -12,6 +12,7 @@ import pytest
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, SamplingParams, TrainedDrafter
 from gemma_mtp.engine.engine import Engine, SequenceState
+from gemma_mtp.engine.scheduler import Request, Scheduler, Update
 from gemma_mtp.errors import CheckpointError
 
 from ..checkpoints.tiny import HEADS, TARGETS, drafter_for, write_folder, write_gguf
@@ -169,3 +170,39 @@ def test_drafting_never_changes_the_tokens(folder_of, quantised, kind: str, draf
                 assert decode(engine, params, depth, drafted) == plain, f"{settings}, depth {depth}"
                 assert decode(engine, params, depth, often_right) == plain, f"{settings}, depth {depth}, often right"
     assert min(outcomes[name] for name in ("all", "some", "none", "cut past the window")) > 5, dict(outcomes)
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_a_drafter_drafts_the_same_in_passes_with_others(folder_of, drafter: str) -> None:
+    target = open_checkpoint(folder_of(TARGETS["E4B"]))
+    config = HEADS if drafter == "parallel heads" else drafter_for(TARGETS["E4B"], centroids=drafter == "centroid head")
+    drafts = open_checkpoint(folder_of(config))
+    engine = Engine(target.config, target.weights, threads=1, context=256)
+    engine.attach(drafts.config, drafts.weights)
+    proposed: dict[tuple[int, ...], list[int]] = {}
+    draft = engine.draft
+
+    def watched(sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+        tokens = draft(sequence, row, token, depth, params)
+        place = (params.seed, *sequence.tokens, token)
+        common = min(len(tokens), len(proposed.get(place, tokens)))
+        assert tokens[:common] == proposed.setdefault(place, tokens)[:common]
+        return tokens
+
+    engine.draft = watched  # type: ignore[method-assign]
+
+    def run(count: int) -> list[list[int]]:
+        """The tokens of six generations, `count` at a time."""
+        told: list[list[Update]] = [[] for _ in range(6)]
+        scheduler = Scheduler(engine, count)
+        for i, updates in enumerate(told):
+            params = SamplingParams(max_tokens=20 + i, temperature=float(i % 2), seed=i)
+            scheduler.add(Request(PROMPT[: 50 - 7 * i], params, Spelled(), (), 3, updates.append))
+        while scheduler.running or scheduler.waiting:
+            scheduler.step()
+        return [[t for update in updates for piece in update.pieces for t in piece.tokens] for updates in told]
+
+    alone = run(1)
+    places = len(proposed)
+    assert run(6) == alone
+    assert len(proposed) == places > 100, "other places were drafted from"

@@ -13,6 +13,12 @@ struct Feed {
     int best = 0;  // how many of the largest logits of each must be exact; 0: all
 };
 
+// How the outputs of one feed are sampled. Output i decides the token after it.
+struct Choosing {
+    SampleParams params;
+    std::span<const int32_t> seen;  // what the repetition penalty counts, up to and including the first output's own token
+};
+
 class Runner {
 public:
     Runner(std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, BufferId logits, BufferId hidden, int64_t vocab);
@@ -27,9 +33,8 @@ public:
     int64_t hidden_size() const { return plan_->buffer(hidden_).width; }
     int64_t vocab() const { return vocab_; }
 
-    // Samples every output of the last pass, which must have come from one feed: output i decides the token after it.
-    // `seen`: what the repetition penalty counts, up to and including the first output's own token.
-    std::vector<Sampled> sample(const SampleParams& params, std::span<const int32_t> seen);
+    // Samples every output of the last pass, in order; `how` has one entry for each of its feeds.
+    std::vector<Sampled> sample(std::span<const Choosing> how);
 
     Plan& plan() { return *plan_; }
     KvCache& cache() { return *cache_; }

@@ -1,0 +1,213 @@
+"""Many generations at once, from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.stats import Stats
+from gemma_mtp.engine.interface import BatchEngine
+from gemma_mtp.engine.scheduler import Request, Scheduler, Update
+from gemma_mtp.errors import BusyError, SettingsError
+from gemma_mtp.generation import Channels, Generation, Piece
+from gemma_mtp.model import Asked, Draft, Model, Prompt, Tools
+
+_log = logging.getLogger("gemma_mtp")
+
+
+class AsyncStream:
+    """Iterate it (`async for`) for the pieces of a generation; `generation` holds what has come so far.
+
+    `close`, or letting go of the stream, ends the generation within one pass. Failures of the engine are raised here.
+    """
+
+    def __init__(self, prompt_tokens: int, logprobs: bool):
+        stats = Stats(prompt_tokens=prompt_tokens)
+        self.generation = Generation(stats=stats, logprobs=[] if logprobs else None)
+        self._arrived: asyncio.Queue[tuple[list[Piece], Update]] = asyncio.Queue()
+        self._ready: list[Piece] = []
+        self._request: Request | None = None
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while not self._ready:
+            pieces = await self.next_pass()
+            if pieces is None:
+                raise StopAsyncIteration
+            self._ready = pieces
+        return self._ready.pop(0)
+
+    async def next_pass(self) -> list[Piece] | None:
+        """All pieces of the next pass that gives any; None after the last."""
+        if self.generation.finish_reason:
+            return None
+        pieces, update = await self._arrived.get()
+        generation = self.generation
+        generation.stats = update.stats
+        for piece in pieces:
+            generation.add(piece)
+            generation.tokens += piece.tokens
+        if update.error:
+            generation.finish_reason = "cancelled"
+            raise update.error
+        generation.finish_reason = update.finish_reason
+        return pieces
+
+    def close(self) -> None:
+        """Ends the generation here: its last pieces, if any, are those of the pass that runs now."""
+        if self._request:
+            self._request.cancelled = True
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncEngine:
+    """Runs many generations of one model at once, on a thread of its own: requests join and leave at every pass.
+
+    parallel: how many run at a time; each may hold as many tokens as the model's context. max_queue: how many more may
+    wait for a place. A generation's text does not depend on the others. While the engine is open the model must not be
+    used in another way. Use it as `async with`, or call `close`.
+
+    >>> async with AsyncEngine(Model.load("demo")) as engine:
+    ...     async for piece in engine.submit("The capital of France is", SamplingParams(max_tokens=8)):
+    ...         print(piece.text)
+    """
+
+    def __init__(self, model: Model, *, parallel: int = 8, max_queue: int = 64):
+        engine = model.engine
+        if not isinstance(engine, BatchEngine):
+            raise SettingsError("Only the native backend runs several generations at once: use backend='native'.")
+        if max_queue < 0:
+            raise SettingsError(f"The queue's length is {max_queue}: it must be 0 or more.")
+        self.model = model
+        self._scheduler = Scheduler(engine, parallel)
+        self._limit = parallel + max_queue
+        self._open_requests = 0  # accepted and not yet ended
+        self._changed = threading.Condition()
+        self._closing = self._cancelling = False
+        self._thread = threading.Thread(target=self._run, name="gemma-mtp passes", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Requests in the passes."""
+        return self._scheduler.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return self._scheduler.waiting
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        draft: Draft = "auto",
+        *,
+        tools: Tools | None = None,
+        thinking: bool = False,
+    ) -> AsyncStream:
+        """Starts a generation, with the arguments of Model.generate; to be called where an event loop runs.
+
+        Raises PromptError, SettingsError, and BusyError when the queue is full or the engine is closing.
+        """
+        return self.start(self.model.ask(prompt, params, draft, tools=tools, thinking=thinking))
+
+    def start(self, asked: Asked) -> AsyncStream:
+        """The same for what `Model.ask` has made ready, in another thread perhaps."""
+        stream = AsyncStream(len(asked.ids), asked.params.logprobs > 0)
+        receive = _receiver(weakref.ref(stream), asyncio.get_running_loop(), asked, self._ended)
+        request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive)
+        with self._changed:
+            if self._closing:
+                raise BusyError("The engine is closing and takes no more requests.")
+            if self._open_requests >= self._limit:
+                raise BusyError(f"{self._open_requests} requests are running or waiting, which is all there may be.")
+            self._open_requests += 1
+            stream._request = request
+            self._scheduler.add(request)
+            self._changed.notify_all()
+        return stream
+
+    def stop_accepting(self) -> None:
+        """Refuses further requests; those that were accepted go on."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    async def close(self, drain: bool = True) -> None:
+        """Ends the engine: after all accepted requests with `drain`, or else within one pass, cancelling them."""
+        self.stop_accepting()
+        if not drain:
+            self._cancelling = True
+        await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close(drain=error is None)
+
+    def _ended(self) -> None:
+        with self._changed:
+            self._open_requests -= 1
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._open_requests and not self._closing:
+                    self._changed.wait()
+                if not self._open_requests:
+                    return
+            try:
+                if self._cancelling:
+                    self._scheduler.end_all()
+                else:
+                    self._scheduler.step()
+            except Exception as error:  # a fault of ours: those who wait must hear of it, and later requests may run
+                _log.exception("A pass could not be made up.")
+                self._scheduler.end_all(error)
+
+
+def _receiver(
+    stream: weakref.ref[AsyncStream], loop: asyncio.AbstractEventLoop, asked: Asked, ended: Callable[[], None]
+) -> Callable[[Update], None]:
+    """What takes a request's updates, in the engine's thread, and passes them on to its stream, if there still is one.
+    It must hold no stream, so that one that was let go of is noticed."""
+    channels = Channels(asked.chat) if asked.chat else None
+
+    def split(update: Update) -> list[Piece]:
+        if channels is None:
+            return [Piece(*piece) for piece in update.pieces]
+        pieces = [part for piece in update.pieces for part in channels.split(piece)]
+        return [*pieces, *channels.rest()] if update.finish_reason else pieces
+
+    def deliver(pieces: list[Piece], update: Update) -> None:
+        if (there := stream()) is not None:
+            there._arrived.put_nowait((pieces, update))
+
+    def receive(update: Update) -> None:
+        pieces: list[Piece] = []
+        try:
+            pieces = split(update)
+        except Exception as error:  # of the answer's text
+            update = update._replace(error=update.error or error)
+        if update.error:
+            _log.error("A request failed: %s", update.error)
+        if update.finish_reason or update.error:
+            ended()
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(deliver, pieces, update)
+
+    return receive

@@ -1,0 +1,81 @@
+"""gemma-mtp serve: an OpenAI-compatible server for many users at once."""
+
+from pathlib import PurePath
+from typing import Annotated
+
+import typer
+
+from gemma_mtp.cli import options
+from gemma_mtp.errors import SettingsError
+
+
+def serve(
+    first: options.ModelArgument = None,
+    model: options.ModelOption = None,
+    drafter: options.Drafter = "auto",
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0: a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="GEMMA_MTP_API_KEY",
+            help="What clients have to send as 'Authorization: Bearer KEY'.",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    alias: Annotated[
+        str | None,
+        typer.Option("--alias", metavar="NAME", help="The model's name for clients.", show_default=False),
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", metavar="N", help="Sequences that run at once, each with a context of its own.")
+    ] = 8,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", metavar="N", min=0, help="Sequences that wait for a place; more are refused.")
+    ] = 64,
+    max_body: Annotated[
+        int, typer.Option("--max-body", metavar="BYTES", min=1, help="The largest request.")
+    ] = 4 << 20,
+    drain: Annotated[
+        int, typer.Option("--drain", metavar="SECONDS", min=0, help="After SIGTERM, how long requests may go on.")
+    ] = 60,
+    threads: options.Threads = None,
+    ctx: options.Context = None,
+    dtype: options.Dtype = None,
+) -> None:
+    """Serve a model to OpenAI clients: chat and text completions, with multi-token prediction.
+
+    Requests share passes and join and leave at every pass; a request's text depends neither on the others nor on
+    drafting. Ctrl-C or SIGTERM refuses new requests and ends when those that run are done.
+    """
+    name = options.only_model(first, model)
+    try:
+        import uvicorn
+
+        from gemma_mtp.server.app import create_app
+    except ImportError as error:
+        raise SettingsError("Serving needs more packages: run `pip install 'gemma-mtp[server]'`.") from error
+    if api_key is not None and not api_key.strip():
+        raise SettingsError("--api-key is empty: give a key, or leave it out to let everyone in.")
+
+    from gemma_mtp import AsyncEngine, Model
+
+    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype)
+    engine = AsyncEngine(loaded, parallel=parallel, max_queue=max_queue)
+    app = create_app(engine, alias or served_name(name), keys=[api_key.strip()] if api_key else (), max_body=max_body)
+    settings = uvicorn.Config(
+        app, host=host, port=port, timeout_graceful_shutdown=drain, access_log=False, server_header=False
+    )
+    uvicorn.Server(settings).run()
+
+
+def served_name(model: str) -> str:
+    """demo as it is, owner/name as it is, and of a path its last part without .gguf."""
+    if PurePath(model).suffix == ".gguf" or model.startswith((".", "/", "~")):
+        return PurePath(model).name.removesuffix(".gguf")
+    return model

@@ -1,0 +1,230 @@
+"""One generation as a state machine: what it wants run next, and what it makes of what that gave.
+
+Whoever drives it runs the passes: a loop over one sequence (verification.py), or a scheduler over many.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from gemma_mtp.decoding.depth import DepthControl
+from gemma_mtp.decoding.drafting import Confidence, DraftSource
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.stats import Stats
+from gemma_mtp.decoding.stopping import StopStrings
+from gemma_mtp.errors import PromptError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Origin = Literal["target", "draft"]
+
+PROMPT_CHUNK = 512  # tokens a pass of the prompt; between passes a generation can be cancelled
+
+
+class TokenLogprobs(NamedTuple):
+    """Log probabilities at one position: of the chosen token, and of the likeliest as (token, logprob), best first."""
+
+    chosen: float
+    top: list[tuple[int, float]]
+
+
+class Rows(NamedTuple):
+    """What the sampled rows of a pass gave."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # None unless the settings ask for them
+
+
+class Wanted(NamedTuple):
+    """What a sequence wants of the next pass: to append `tokens`, and sample what follows each of the last `rows`."""
+
+    tokens: Sequence[int]
+    rows: int
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty inside a character."""
+
+    def flush(self) -> str:
+        """What is left, when no more tokens come."""
+
+
+class Piece(NamedTuple):
+    """A part of the output: neighbouring tokens of one origin and the text they released."""
+
+    text: str
+    tokens: list[int]
+    origin: Origin
+    logprobs: list[TokenLogprobs] | None = None
+
+
+def accept(drafted: Sequence[int], sampled: Sequence[int]) -> int:
+    """How many drafts to keep: those before the first that differs from the target's sample at its place.
+
+    sampled[i] is what the target sampled where drafted[i] was proposed.
+    """
+    kept = 0
+    for draft, sample in zip(drafted, sampled, strict=False):
+        if draft != sample:
+            break
+        kept += 1
+    return kept
+
+
+def check_prompt(prompt: Sequence[int], context: int) -> None:
+    """Raises PromptError for a prompt without tokens, or with more than the context holds."""
+    if not prompt:
+        raise PromptError("The prompt holds no tokens: give at least one.")
+    if len(prompt) > context:
+        raise PromptError(f"The prompt has {len(prompt)} tokens, more than the context of {context}: shorten it.")
+
+
+class Progress:
+    """How far a generation has come. Until `finish_reason` is set, a driver repeats: `want`, a pass, `take`, and
+    cutting the sequence to `length`; then `end`. `hand_out` gives the pieces that are ready, at any time.
+
+    cached: how many tokens of the prompt the sequence holds already (fewer than all of it).
+    sources, depth: what drafts, and the choice of source and length each round; without them decoding is plain.
+    context: the most tokens the sequence may hold. eos_ids: the model's own end tokens.
+
+    A stop or end token is the last of `tokens` and adds no text. The token that completes a stop string is kept, the
+    text ends before the string.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        text: TextStream,
+        context: int,
+        sources: Sequence[DraftSource] = (),
+        depth: DepthControl | None = None,
+        eos_ids: Collection[int] = (),
+        cached: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        check_prompt(prompt, context)
+        self.tokens: list[int] = []
+        self.stats = Stats(prompt_tokens=len(prompt))
+        self.finish_reason: FinishReason | None = None
+        self._prompt, self._params, self._text, self._context = prompt, params, text, context
+        self._sources = sources if depth is not None else ()
+        self._depth = depth
+        self._stop_ids = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
+        self._stop_strings = StopStrings(params.stop)
+        self._cached = cached
+        self._clock = clock
+        self._pieces: list[Piece] = []  # made but not yet handed out
+        self._wanted: Wanted | None = None
+        self._confidence: Confidence | None = None  # of the proposal in the coming pass
+        self._started: float | None = None  # when the prompt, and then the round, began
+        self._drafted = 0.0  # when the round's drafts were there
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that are decided and in its cache."""
+        return len(self._prompt) + len(self.tokens) - 1 if self.tokens else self._cached
+
+    @property
+    def prompt_left(self) -> int:
+        """Tokens of the prompt that no pass has run over yet."""
+        return 0 if self.tokens else len(self._prompt) - self._cached
+
+    def want(self, most: int = PROMPT_CHUNK) -> Wanted:
+        """What to run next, of at most `most` tokens: a chunk of the prompt, or the last token and drafts after it."""
+        self._wanted = self._want_round(most) if self.tokens else self._want_prompt(most)
+        return self._wanted
+
+    def take(self, rows: Rows) -> None:
+        """Takes in what the pass over the last `want` gave."""
+        assert self._wanted is not None, "a pass gives what was wanted before"
+        wanted, self._wanted = self._wanted, None
+        if self.tokens:
+            self._take_round(wanted.tokens[1:], rows)
+        elif wanted.rows:
+            self._keep(rows, accepted=0)
+            self.stats.seconds_prompt = self._clock() - self._started  # type: ignore[operator]
+        else:
+            self._cached += len(wanted.tokens)
+
+    def end(self) -> None:
+        """Ends the generation, as 'cancelled' if it had not ended by itself, and releases the text still held back."""
+        self.finish_reason = self.finish_reason or "cancelled"
+        if self._stop_strings.found:
+            return
+        rest = self._stop_strings.push(self._text.flush())
+        if not self._stop_strings.found:
+            rest += self._stop_strings.flush()
+        if rest:
+            self._pieces.append(Piece(rest, [], "target", [] if self._params.logprobs else None))
+
+    def hand_out(self) -> Piece | None:
+        """The next piece that is ready, None if there is none."""
+        return self._pieces.pop(0) if self._pieces else None
+
+    def _want_prompt(self, most: int) -> Wanted:
+        if self._started is None:
+            self._started = self._clock()
+            for source in self._sources:
+                source.advance(self._prompt)
+        chunk = self._prompt[self._cached : self._cached + most]
+        return Wanted(chunk, 1 if self._cached + len(chunk) == len(self._prompt) else 0)
+
+    def _want_round(self, most: int) -> Wanted:
+        self._started = self._clock()
+        drafts: list[int] = []
+        self._confidence = None
+        # The last token wanted needs no draft after it, and the pass must fit the context.
+        room = min(self._params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
+        offers = [(source, offer) for source in self._sources if (offer := source.confidence) is not None]
+        if offers and room > 0 and self._depth is not None:
+            taken, depth = self._depth.choose([offer for _, offer in offers], room)
+            source, self._confidence = offers[taken]
+            drafts = source.propose(depth) if depth else []
+        self._drafted = self._clock()
+        return Wanted([self.tokens[-1], *drafts], 1 + len(drafts))
+
+    def _take_round(self, drafts: Sequence[int], rows: Rows) -> None:
+        assert self._started is not None
+        verified = self._clock()
+        accepted = accept(drafts, rows.tokens)
+        kept = self._keep(rows, accepted)
+        if self._depth is not None:
+            seconds_draft, seconds_pass = self._drafted - self._started, verified - self._drafted
+            self._depth.update(self._confidence, len(drafts), accepted, seconds_draft, seconds_pass)
+        self.stats.count_round(len(drafts), min(accepted, kept), self._clock() - self._started)
+
+    def _keep(self, rows: Rows, accepted: int) -> int:
+        """Takes the accepted drafts and the sample after them, up to where the text ends; returns how many it took."""
+        samples, logprobs = rows.tokens[: accepted + 1], rows.logprobs
+        taken, texts = 0, []
+        for token in samples:
+            taken += 1
+            texts.append(self._append(token))
+            if self.finish_reason:
+                break
+        for source in self._sources:
+            source.advance(samples[:taken])
+        parts: list[tuple[int, int, Origin]] = [(0, min(taken, accepted), "draft"), (accepted, taken, "target")]
+        for begin, end, origin in parts:
+            if begin < end:
+                of_piece = logprobs[begin:end] if logprobs is not None else None
+                self._pieces.append(Piece("".join(texts[begin:end]), samples[begin:end], origin, of_piece))
+        self.stats.tokens = len(self.tokens)
+        return taken
+
+    def _append(self, token: int) -> str:
+        """Appends one token, decides whether it is the last, and returns the text it releases."""
+        self.tokens.append(token)
+        if token in self._stop_ids:
+            self.finish_reason = "stop"
+            return ""
+        text = self._stop_strings.push(self._text.push(token))
+        if self._stop_strings.found:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self._params.max_tokens or self.length >= self._context:
+            self.finish_reason = "length"
+        return text

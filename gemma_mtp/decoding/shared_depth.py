@@ -1,0 +1,123 @@
+"""Draft-length control for many sequences that share their passes.
+
+A drafted row makes the pass longer for everyone, so it has a price: the tokens that all sequences together would give
+in the seconds it takes. Each sequence drafts as long as a further token is expected to bring more than that. With few
+sequences a row is cheap, for a pass waits for the weights anyway; the fuller the machine, the nearer the price comes to
+one token, and drafting ends by itself. Like all timing, this steers depth and nothing else.
+"""
+
+from collections.abc import Sequence
+
+from gemma_mtp.decoding.depth import Acceptance
+from gemma_mtp.decoding.drafting import Confidence
+
+DEPTHS = 8  # the most tokens a round drafts
+
+
+class PassCost:
+    """Seconds of a pass of T rows, taken as a line through the recent ones."""
+
+    DECAY = 0.98  # of earlier passes with each new one
+    FIRST_ROW = 0.08  # seconds of a further row over those of a pass of one, until passes of several sizes are known
+    FIRST_WEIGHT = 4.0  # what that counts for, in rows squared
+    MOST = 2.0  # times what was expected: more is a disturbance
+
+    def __init__(self) -> None:
+        self._n = self._rows = self._seconds = self._rows2 = self._both = 0.0  # decaying sums
+
+    def measure(self, rows: int, seconds: float) -> None:
+        if self._n >= 3:
+            mean = self._seconds / self._n + self.per_row * (rows - self._rows / self._n)
+            seconds = min(seconds, self.MOST * mean) if mean > 0 else seconds
+        sums = (self._n, self._rows, self._seconds, self._rows2, self._both)
+        added = (1.0, rows, seconds, rows * rows, rows * seconds)
+        self._n, self._rows, self._seconds, self._rows2, self._both = (
+            self.DECAY * old + new for old, new in zip(sums, added, strict=True)
+        )
+
+    @property
+    def per_row(self) -> float:
+        """Seconds of one more row; 0 before any pass."""
+        if self._n == 0:
+            return 0.0
+        rows, seconds = self._rows / self._n, self._seconds / self._n
+        first = self.FIRST_ROW * seconds / (1 + self.FIRST_ROW * (rows - 1))
+        spread = max(0.0, self._rows2 - self._n * rows * rows)
+        slope = (self._both - self._n * rows * seconds + self.FIRST_WEIGHT * first) / (spread + self.FIRST_WEIGHT)
+        return max(slope, 0.1 * first)
+
+
+class SharedDepth:
+    """What the depth controls of all sequences have in common: make theirs with `sequence`."""
+
+    DECAY = 0.98
+
+    def __init__(self) -> None:
+        self.cost = PassCost()
+        self.draft_seconds: dict[str, float] = {}  # of one token drafted, by source
+        self.overall: dict[str, Acceptance] = {}  # by source
+        self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the rate
+
+    def sequence(self) -> "SequenceDepth":
+        """The control of one sequence; implements DepthControl."""
+        return SequenceDepth(self)
+
+    def measure(self, rows: int, tokens: int, seconds_pass: float, seconds: float) -> None:
+        """Tells a pass over decoding sequences alone: its rows, the tokens it gave, its seconds without and with
+        those of drafting."""
+        self.cost.measure(rows, seconds_pass)
+        self._tokens = self.DECAY * self._tokens + tokens
+        self._seconds = self.DECAY * self._seconds + seconds
+
+    def price(self, source: str) -> float:
+        """Tokens that drafting one more costs all sequences."""
+        rate = self._tokens / self._seconds if self._seconds > 0 else 0.0
+        return rate * (self.cost.per_row + self.draft_seconds.get(source, 0.0))
+
+
+class SequenceDepth:
+    """Chooses the depth of one sequence's rounds."""
+
+    MARGIN = 0.02  # tokens a round: less is not worth a draft
+    PROBE_EVERY = 32  # rounds that do not draft for one that drafts a token, to see whether it would be kept by now
+
+    def __init__(self, shared: SharedDepth):
+        self._shared = shared
+        self._acceptance: dict[Confidence, Acceptance] = {}
+        self._plain_rounds = 0
+
+    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+        best = [self._best(offer, min(limit, DEPTHS)) for offer in offers]
+        taken = max(range(len(offers)), key=lambda i: best[i])
+        gain, depth = best[taken]
+        if gain < self.MARGIN:
+            self._plain_rounds += 1
+            depth = 1 if limit > 0 and self._plain_rounds % self.PROBE_EVERY == 0 else 0
+        return taken, depth
+
+    def update(
+        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
+    ) -> None:
+        if confidence is None or not drafted:
+            return
+        per_token, source = seconds_draft / drafted, confidence.source
+        known = self._shared.draft_seconds.get(source, per_token)
+        self._shared.draft_seconds[source] = known + 0.1 * (per_token - known)
+        self._of(confidence).observe(min(drafted, DEPTHS), min(accepted, DEPTHS))
+
+    def _best(self, offer: Confidence, limit: int) -> tuple[float, int]:
+        """The most that drafting can gain over not drafting, in tokens, and the depth that does."""
+        price, acceptance = self._shared.price(offer.source), self._of(offer)
+        best, gain, run, each = (0.0, 0), 0.0, 1.0, None
+        for depth in range(1, limit + 1):
+            each = acceptance.estimate(depth - 1, each)
+            run *= each
+            gain += run - price
+            best = max(best, (gain, depth))
+        return best
+
+    def _of(self, confidence: Confidence) -> Acceptance:
+        if confidence not in self._acceptance:
+            overall = self._shared.overall.setdefault(confidence.source, Acceptance(DEPTHS))
+            self._acceptance[confidence] = Acceptance(DEPTHS, overall)
+        return self._acceptance[confidence]

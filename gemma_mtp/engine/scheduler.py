@@ -1,0 +1,208 @@
+"""Continuous batching: many generations share the passes of one engine, and join and leave at every pass.
+
+A pass holds for each decoding sequence its last token and drafts after it, and beside them chunks of the prompts that
+have still to be run. Kernels are batch-invariant and each row is sampled with its own sequence's settings, so what a
+request gets does not depend on who else is there; only how long it takes does.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gemma_mtp.decoding.depth import DepthControl, FixedDepth
+from gemma_mtp.decoding.drafting import draft_sources
+from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.shared_depth import SharedDepth
+from gemma_mtp.decoding.stats import Stats
+from gemma_mtp.engine.interface import BatchEngine, Part
+from gemma_mtp.errors import SettingsError
+
+PROMPT_BESIDE = 128  # prompt tokens of a pass in which others decode: they wait for it
+
+
+class Update(NamedTuple):
+    """What a request is told: pieces as they come, and with the last of them its finish_reason or what went wrong."""
+
+    pieces: list[Piece]
+    stats: Stats
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """A generation to be run. The prompt has been checked: it fits the context, and its tokens are in the vocabulary.
+
+    draft: "auto", "off" or a number of tokens. receive: called by the thread that runs the scheduler. Whoever sets
+    `cancelled`, from any thread, ends the request before the next pass.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    text: TextStream
+    eos_ids: Collection[int]
+    draft: int | str
+    receive: Callable[[Update], None]
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class _Running:
+    request: Request
+    sequence: Any
+    progress: Progress
+
+
+class Scheduler:
+    """Runs requests first come, first served, at most `parallel` at a time. One thread calls `step`; any may `add`."""
+
+    def __init__(self, engine: BatchEngine, parallel: int):
+        if not 1 <= parallel <= engine.max_outputs:
+            raise SettingsError(
+                f"The number of parallel requests is {parallel}: it must be between 1 and {engine.max_outputs}."
+            )
+        self._engine, self._parallel = engine, parallel
+        self._waiting: deque[Request] = deque()
+        self._running: list[_Running] = []
+        self._depth = SharedDepth()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    def step(self) -> None:
+        """Lets requests in and cancelled ones out, and runs one pass if there is anything to run."""
+        for running in [running for running in self._running if running.request.cancelled]:
+            self._leave(running)
+        self._let_in()
+        start = time.perf_counter()
+        parts = self._parts()
+        if not parts:
+            return
+        drafted = time.perf_counter()
+        try:
+            results = self._engine.run([part for _, part in parts])
+        except Exception as error:  # whatever it was, those who wait for this pass must hear of it
+            for running, _ in parts:
+                self._leave(running, error)
+            return
+        verified = time.perf_counter()
+        decoding = all(running.progress.tokens for running, _ in parts)
+        before = sum(len(running.progress.tokens) for running, _ in parts)
+        for (running, part), rows in zip(parts, results, strict=True):
+            self._take(running, part, rows)
+        if decoding:
+            tokens = sum(len(running.progress.tokens) for running, _ in parts) - before
+            rows_of_pass = sum(len(part.tokens) for _, part in parts)
+            self._depth.measure(rows_of_pass, tokens, verified - drafted, verified - start)
+
+    def end_all(self, error: Exception | None = None) -> None:
+        """Ends every request, running or waiting, as cancelled or for an error."""
+        for running in list(self._running):
+            self._leave(running, error)
+        while self._waiting:
+            self._refuse(self._waiting.popleft(), error)
+
+    def _let_in(self) -> None:
+        for request in [request for request in self._waiting if request.cancelled]:
+            self._waiting.remove(request)
+            self._refuse(request)
+        while self._waiting and len(self._running) < self._parallel:
+            self._start(self._waiting.popleft())
+
+    def _start(self, request: Request) -> None:
+        sequence = self._engine.create()
+        depth = self._depth_of(request)
+        progress = Progress(
+            request.prompt,
+            request.params,
+            text=request.text,
+            context=self._engine.context,
+            sources=draft_sources(self._engine, sequence, request.params) if depth else (),
+            depth=depth,
+            eos_ids=request.eos_ids,
+        )
+        self._running.append(_Running(request, sequence, progress))
+
+    def _depth_of(self, request: Request) -> DepthControl | None:
+        if isinstance(request.draft, int):
+            return FixedDepth(request.draft) if request.draft else None
+        return self._depth.sequence() if request.draft == "auto" else None
+
+    def _parts(self) -> list[tuple[_Running, Part]]:
+        """The coming pass: a part for each decoding sequence, then prompts in the order they came, while rows last."""
+        decoding = [running for running in self._running if not running.progress.prompt_left]
+        prompts = [running for running in self._running if running.progress.prompt_left]
+        parts: list[tuple[_Running, Part]] = []
+        spare = self._engine.max_outputs - len(self._running)  # every sequence may need one row sampled
+        for running in decoding:
+            drafts = min(spare // len(decoding), self._engine.max_depth)
+            self._add_part(parts, running, 1 + drafts)
+        left = self._engine.max_rows - sum(len(part.tokens) for _, part in parts)
+        left = min(left, PROMPT_BESIDE) if parts else left
+        for running in prompts:
+            if left > 0:
+                chunk = min(left, running.progress.prompt_left)
+                self._add_part(parts, running, chunk)
+                left -= chunk
+        return parts
+
+    def _add_part(self, parts: list[tuple[_Running, Part]], running: _Running, most: int) -> None:
+        try:
+            wanted = running.progress.want(most)
+        except Exception as error:  # of one sequence's draft source: the others go on
+            self._leave(running, error)
+            return
+        parts.append((running, Part(running.sequence, wanted.tokens, wanted.rows, running.request.params)))
+
+    def _take(self, running: _Running, part: Part, rows: Rows) -> None:
+        progress, before = running.progress, running.progress.length
+        try:
+            progress.take(rows)
+            if progress.finish_reason:
+                self._leave(running)
+                return
+            if progress.length < before + len(part.tokens):  # not all drafts were kept
+                self._engine.truncate(running.sequence, progress.length)
+            pieces = _pieces(progress)
+            if pieces:
+                running.request.receive(Update(pieces, progress.stats))
+        except Exception as error:  # of one sequence's text: the others go on
+            self._leave(running, error)
+
+    def _leave(self, running: _Running, error: Exception | None = None) -> None:
+        """Ends a running request and frees its sequence."""
+        if running not in self._running:
+            return
+        self._running.remove(running)
+        self._engine.release(running.sequence)
+        progress = running.progress
+        if error is None:
+            try:
+                progress.end()
+            except Exception as fault:  # of its text
+                error = fault
+        update = Update(_pieces(progress), progress.stats, None if error else progress.finish_reason, error)
+        running.request.receive(update)
+
+    def _refuse(self, request: Request, error: Exception | None = None) -> None:
+        """Ends a request that has not started."""
+        stats = Stats(prompt_tokens=len(request.prompt))
+        request.receive(Update([], stats, None if error else "cancelled", error))
+
+
+def _pieces(progress: Progress) -> list[Piece]:
+    pieces = []
+    while (piece := progress.hand_out()) is not None:
+        pieces.append(piece)
+    return pieces

@@ -1,0 +1,160 @@
+"""Runs what a request asks for, and sends it: at once, or as a stream of events."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gemma_mtp.async_engine import AsyncEngine, AsyncStream
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.errors import GemmaMtpError
+from gemma_mtp.generation import Piece
+from gemma_mtp.model import Asked, Draft, Model, Prompt, Tools
+from gemma_mtp.server import openai
+from gemma_mtp.server.errors import ApiError, api_error
+from gemma_mtp.server.metrics import Metrics
+from gemma_mtp.server.openai import Choice, Form
+from gemma_mtp.server.schema import Common
+
+_log = logging.getLogger("gemma_mtp")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The generations of a request: prompts with their settings, and what they share."""
+
+    generations: Sequence[tuple[Prompt, SamplingParams]]
+    draft: Draft
+    tools: Tools | None = None
+    thinking: bool = False
+
+    def prepare(self, model: Model) -> list[Asked]:
+        """Renders and encodes the prompts, which takes a while for long ones. Raises PromptError, SettingsError."""
+        return [
+            model.ask(prompt, params, self.draft, tools=self.tools, thinking=self.thinking)
+            for prompt, params in self.generations
+        ]
+
+
+class Answering:
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, name: str):
+        self._engine, self._metrics, self._name = engine, metrics, name
+
+    async def answer(self, form: Form, asked: Sequence[Asked], body: Common, request: Request) -> Response:
+        """Starts the generations, all or none, and answers with them."""
+        streams = [self._engine.start(one) for one in asked]  # those started before one is refused are let go of
+        headers = {"X-Request-Id": form.id}
+        if body.stream:
+            events = self._events(form, streams, body)
+            headers["Cache-Control"] = "no-cache"
+            return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+        whole = await _unless_gone(request, self._whole(form, streams, body))
+        return JSONResponse(whole, headers=headers)
+
+    async def _whole(self, form: Form, streams: Sequence[AsyncStream], body: Common) -> dict[str, Any]:
+        choices = [Choice(index, stream.generation) for index, stream in enumerate(streams)]
+        async with aclosing(_merged([self._metrics.watch(stream) for stream in streams])) as passes:
+            async for index, pieces in passes:
+                for piece in pieces or ():
+                    choices[index].count(piece)
+                    choices[index].pieces.append(piece)
+        if any(choice.generation.finish_reason == "cancelled" for choice in choices):
+            raise _closing()
+        written = [openai.written(form, choice, form.whole(choice), ended=True) for choice in choices]
+        answer = openai.envelope(form, self._name, openai.now(), written, chunk=False)
+        return answer | self._figures(choices, body)
+
+    async def _events(self, form: Form, streams: Sequence[AsyncStream], body: Common) -> AsyncIterator[str]:
+        choices = [Choice(index, stream.generation) for index, stream in enumerate(streams)]
+        created, running = openai.now(), len(choices)
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        figures: dict[str, Any] = {}
+
+        def chunk(*written: dict[str, Any], **more: Any) -> str:
+            content = openai.envelope(form, self._name, created, list(written), chunk=True)
+            return openai.event(content | ({"usage": None} if with_usage else {}) | more)
+
+        try:
+            async with aclosing(_merged([self._metrics.watch(stream) for stream in streams])) as passes:
+                for choice in choices:
+                    if opening := form.opening():
+                        yield chunk(openai.written(form, choice, opening, ended=False))
+                async for index, pieces in passes:
+                    choice = choices[index]
+                    for piece in pieces or ():
+                        choice.count(piece)
+                        if delta := form.delta(choice, piece):
+                            yield chunk(openai.written(form, choice, delta, ended=False))
+                    if pieces is None:
+                        if choice.generation.finish_reason == "cancelled":
+                            raise _closing()
+                        running -= 1
+                        figures = {} if running else self._figures(choices, body)
+                        last = {"timings": figures["timings"]} if figures and not with_usage else {}
+                        yield chunk(openai.written(form, choice, form.closing(), ended=True), **last)
+            if with_usage:
+                yield chunk(**figures)
+            yield "data: [DONE]\n\n"
+        except Exception as error:  # the status is sent already: the client is told in the stream
+            if not isinstance(error, (ApiError, GemmaMtpError)):
+                _log.exception("An answer broke off.")
+            yield openai.event(api_error(error).content())
+
+    def _figures(self, choices: Sequence[Choice], body: Common) -> dict[str, Any]:
+        return {
+            "usage": openai.usage(choices, body.choices),
+            "timings": openai.timings([choice.generation.stats for choice in choices]),
+        }
+
+
+def _closing() -> ApiError:
+    return ApiError(503, "The server is shutting down and had to end this request.", code="shutting_down")
+
+
+async def _merged(
+    sources: Sequence[AsyncGenerator[list[Piece], None]],
+) -> AsyncGenerator[tuple[int, list[Piece] | None], None]:
+    """(which source, its next item) as they come; None after a source's last. When this is closed, so are they."""
+
+    async def following(source: AsyncIterator[list[Piece]]) -> list[Piece] | None:
+        return await anext(source, None)
+
+    tasks = {asyncio.ensure_future(following(source)): index for index, source in enumerate(sources)}
+    try:
+        while tasks:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=tasks.__getitem__):
+                index, item = tasks.pop(task), task.result()
+                if item is not None:
+                    tasks[asyncio.ensure_future(following(sources[index]))] = index
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for source in sources:
+            await source.aclose()
+
+
+async def _unless_gone(request: Request, work: Any) -> dict[str, Any]:
+    """The result of `work`, which is cancelled when the client goes away."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(499, "The client went away.")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

@@ -1,0 +1,237 @@
+"""Answers in OpenAI's form, whole and in chunks, with llama.cpp's timings."""
+
+import json
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
+
+from gemma_mtp.decoding.progress import TokenLogprobs
+from gemma_mtp.decoding.stats import Stats
+from gemma_mtp.generation import Generation, Piece
+from gemma_mtp.text.chat_parser import ToolCall
+from gemma_mtp.text.tokenizer import Tokenizer
+
+Object = dict[str, Any]
+
+
+class Choice:
+    """One choice of an answer, as far as it has come."""
+
+    def __init__(self, index: int, generation: Generation):
+        self.index, self.generation = index, generation
+        self.pieces: list[Piece] = []  # kept where the answer is sent whole
+        self.tool_calls = 0
+        self.offset = 0  # of the next token's spelling among all of them
+        self.reasoning_tokens = 0
+
+    def count(self, piece: Piece) -> None:
+        if piece.channel == "reasoning":
+            self.reasoning_tokens += len(piece.tokens)
+
+
+class Form(Protocol):
+    """How a kind of answer is written."""
+
+    name: str  # of the answer's object
+    chunk_name: str
+    id: str
+
+    def opening(self) -> Object | None:
+        """What a stream starts a choice with."""
+
+    def closing(self) -> Object:
+        """What a stream ends a choice with."""
+
+    def delta(self, choice: Choice, piece: Piece) -> Object | None:
+        """A piece as a stream sends it, as part of its choice."""
+
+    def whole(self, choice: Choice) -> Object:
+        """The choice as it is sent at once."""
+
+    def finish_reason(self, choice: Choice) -> str | None: ...
+
+
+class ChatForm:
+    name, chunk_name = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, spelling: "Spelling", top: int | None):
+        """top: how many of the likeliest tokens to report; None: no log probabilities."""
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._spelling, self._top = spelling, top
+
+    def opening(self) -> Object | None:
+        return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+
+    def closing(self) -> Object:
+        return {"delta": {}, "logprobs": None}
+
+    def delta(self, choice: Choice, piece: Piece) -> Object | None:
+        delta: Object = {}
+        if piece.tool_call:
+            delta["tool_calls"] = [{"index": choice.tool_calls, **_call(piece.tool_call)}]
+            choice.tool_calls += 1
+        elif piece.channel == "reasoning":
+            delta["reasoning_content"] = piece.text
+        else:
+            delta["content"] = piece.text
+        logprobs = self._logprobs([piece])
+        if not (piece.text or piece.tool_call or (logprobs and logprobs["content"])):
+            return None
+        return {"delta": delta, "logprobs": logprobs, **_came(piece)}
+
+    def whole(self, choice: Choice) -> Object:
+        answer = choice.generation
+        message: Object = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.tool_calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [_call(call) for call in answer.tool_calls]
+            choice.tool_calls = len(answer.tool_calls)
+        return {"message": message, "logprobs": self._logprobs(choice.pieces)}
+
+    def finish_reason(self, choice: Choice) -> str | None:
+        reason = choice.generation.finish_reason
+        return "tool_calls" if choice.tool_calls and reason == "stop" else reason
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> Object | None:
+        if self._top is None:
+            return None
+        return {"content": [self._entry(*pair) for pair in self._spelling.of_content(pieces)], "refusal": None}
+
+    def _entry(self, token: int, found: TokenLogprobs) -> Object:
+        top = [self._spelling.spell(other) | {"logprob": logprob} for other, logprob in found.top[: self._top]]
+        return self._spelling.spell(token) | {"logprob": found.chosen, "top_logprobs": top}
+
+
+class CompletionForm:
+    name = chunk_name = "text_completion"
+
+    def __init__(self, spelling: "Spelling", top: int | None):
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self._spelling, self._top = spelling, top
+
+    def opening(self) -> Object | None:
+        return None
+
+    def closing(self) -> Object:
+        return {"text": "", "logprobs": None}
+
+    def delta(self, choice: Choice, piece: Piece) -> Object | None:
+        logprobs = self._logprobs(choice, [piece])
+        if not (piece.text or (logprobs and logprobs["tokens"])):
+            return None
+        return {"text": piece.text, "logprobs": logprobs, **_came(piece)}
+
+    def whole(self, choice: Choice) -> Object:
+        return {"text": choice.generation.text, "logprobs": self._logprobs(choice, choice.pieces)}
+
+    def finish_reason(self, choice: Choice) -> str | None:
+        return choice.generation.finish_reason
+
+    def _logprobs(self, choice: Choice, pieces: Sequence[Piece]) -> Object | None:
+        if self._top is None:
+            return None
+        tokens, chosen, top, offsets = [], [], [], []
+        for token, found in self._spelling.of_content(pieces):
+            spelled = self._spelling.text(token)
+            tokens.append(spelled)
+            chosen.append(found.chosen)
+            top.append({self._spelling.text(other): logprob for other, logprob in found.top[: self._top]})
+            offsets.append(choice.offset)
+            choice.offset += len(spelled)
+        tops = top if self._top else None
+        return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets}
+
+
+class Spelling:
+    """Tokens as log probabilities name them. ends: the tokens that end an answer, which are no part of it."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: Collection[int]):
+        self._tokenizer, self._ends = tokenizer, ends
+
+    def of_content(self, pieces: Sequence[Piece]) -> Iterator[tuple[int, TokenLogprobs]]:
+        for piece in pieces:
+            if piece.channel == "content":
+                for token, found in zip(piece.tokens, piece.logprobs or (), strict=False):
+                    if token not in self._ends:
+                        yield token, found
+
+    def text(self, token: int) -> str:
+        return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+    def spell(self, token: int) -> Object:
+        return {"token": self.text(token), "bytes": list(self._tokenizer.token_bytes(token))}
+
+
+def envelope(form: Form, model: str, created: int, choices: list[Object], *, chunk: bool) -> Object:
+    name = form.chunk_name if chunk else form.name
+    return {"id": form.id, "object": name, "created": created, "model": model, "choices": choices}
+
+
+def written(form: Form, choice: Choice, part: Object, *, ended: bool) -> Object:
+    """A choice or a part of it, with its index and how it ended."""
+    return {"index": choice.index, **part, "finish_reason": form.finish_reason(choice) if ended else None}
+
+
+def usage(choices: Sequence[Choice], per_prompt: int) -> Object:
+    """Counts of all choices; the prompt that `per_prompt` of them share counts once."""
+    stats = [choice.generation.stats for choice in choices]
+    prompt, completion = sum(s.prompt_tokens for s in stats[::per_prompt]), sum(s.tokens for s in stats)
+    accepted = sum(s.accepted for s in stats)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(choice.reasoning_tokens for choice in choices),
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(s.drafted for s in stats) - accepted,
+        },
+    }
+
+
+def timings(stats: Sequence[Stats]) -> Object:
+    """llama.cpp's, added up over all choices."""
+    prompt_n, predicted_n = sum(s.prompt_tokens for s in stats), sum(s.tokens for s in stats)
+    prompt_ms = 1000 * sum(s.seconds_prompt for s in stats)
+    predicted_ms = 1000 * sum(s.seconds_decode for s in stats)
+    return {
+        "cache_n": 0,
+        "prompt_n": prompt_n,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": _ratio(prompt_ms, prompt_n),
+        "prompt_per_second": _ratio(1000 * prompt_n, prompt_ms),
+        "predicted_n": predicted_n,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": _ratio(predicted_ms, predicted_n),
+        "predicted_per_second": _ratio(1000 * predicted_n, predicted_ms),
+        "draft_n": sum(s.drafted for s in stats),
+        "draft_n_accepted": sum(s.accepted for s in stats),
+    }
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def event(content: Object) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _came(piece: Piece) -> Object:
+    """How a piece came, which OpenAI's form has no place for."""
+    return {"origin": piece.origin, "tokens": len(piece.tokens)}
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def _call(call: ToolCall) -> Object:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

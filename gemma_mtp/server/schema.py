@@ -1,0 +1,200 @@
+"""The bodies of requests. A parameter that is not listed here, or has a value that is not supported, is refused."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from gemma_mtp.decoding.sampling import SamplingParams
+
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class Common(Body):
+    """What chats and completions have in common."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    ignore_eos: bool = False
+    draft: Literal["auto", "off"] | Annotated[int, Field(ge=0, strict=True)] | None = None
+    speculative_n_max: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, alias="speculative.n_max")
+    # Without effect on the answer.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    # Only with the values that mean nothing.
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @field_validator("presence_penalty", "frequency_penalty", mode="before")
+    @classmethod
+    def _only_zero(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and value != 0:
+            raise ValueError("Presence and frequency penalties are not supported: use repetition_penalty.")
+        return None if value is None else 0
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _only_empty(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("The parameter 'logit_bias' is not supported.")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Common":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("The parameter 'stream_options' is for streams: set 'stream' as well.")
+        if self.draft is not None and self.speculative_n_max is not None:
+            raise ValueError("Both 'draft' and 'speculative.n_max' are given, which mean the same: give one.")
+        return self
+
+    @property
+    def drafting(self) -> int | str:
+        given = self.draft if self.draft is not None else self.speculative_n_max
+        return "auto" if given is None else given
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    def sampling(self, max_tokens: int, logprobs: int) -> list[SamplingParams]:
+        """The settings of each choice: choice i has the seed plus i. Raises SettingsError."""
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_k=max(self.top_k or 0, 0),
+                top_p=1.0 if self.top_p is None else max(self.top_p, 1e-6),
+                min_p=self.min_p or 0.0,
+                repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+                seed=(seed + choice) % 2**64,
+                stop=self.stop or (),
+                logprobs=logprobs,
+                ignore_eos=self.ignore_eos,
+            )
+            for choice in range(self.choices)
+        ]
+
+
+class CompletionBody(Common):
+    prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class ResponseFormat(Body):
+    type: Literal["text"]
+
+
+class TemplateOptions(Body):
+    enable_thinking: bool = False
+
+
+class ChatMessage(BaseModel):
+    """A message as clients send it, or send back what the server said: what they add to it must be empty."""
+
+    model_config = ConfigDict(extra="allow")
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_extra(self) -> "ChatMessage":
+        for name, value in (self.model_extra or {}).items():
+            if value:
+                raise ValueError(f"Messages with '{name}' are not supported.")
+        return self
+
+    def plain(self) -> Mapping[str, Any]:
+        return self.model_dump(include=set(ChatMessage.model_fields), exclude_none=True)
+
+
+class ChatBody(Common):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "ChatBody":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("The parameter 'top_logprobs' is given without 'logprobs': set that as well.")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("'max_tokens' and 'max_completion_tokens' mean the same but differ: give one.")
+        return self
+
+    @property
+    def thinking(self) -> bool:
+        return self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking
+
+    @property
+    def declared_tools(self) -> list[dict[str, Any]] | None:
+        return None if self.tool_choice == "none" else self.tools or None
+
+
+class TokenizeBody(Body):
+    """What vLLM and llama.cpp take."""
+
+    model: str | None = None
+    prompt: str | None = None
+    content: str | None = None
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _check_text(self) -> "TokenizeBody":
+        if (self.prompt is None) == (self.content is None):
+            raise ValueError("Give the text to tokenize as 'prompt' or as 'content'.")
+        return self
+
+    @property
+    def text(self) -> str:
+        return self.prompt if self.prompt is not None else self.content or ""
+
+
+class DetokenizeBody(Body):
+    model: str | None = None
+    tokens: list[TokenId]

@@ -1,0 +1,149 @@
+"""Continuous batching on a target without a model: who gets what, when, and in which pass."""
+
+import pytest
+
+from gemma_mtp.decoding import Decoding, Rows, SamplingParams
+from gemma_mtp.engine.interface import Part
+from gemma_mtp.engine.scheduler import PROMPT_BESIDE, Request, Scheduler, Update
+from gemma_mtp.errors import SettingsError
+
+from ..decoding.fake_target import VOCAB, FakeTarget, FakeText
+
+
+class FakeEngine(FakeTarget):
+    """Runs several sequences a pass, and remembers what each pass held."""
+
+    context, max_depth, max_rows, max_outputs, drafts = 10_000, 8, 512, 24, False
+
+    def __init__(self) -> None:
+        super().__init__(order=2)  # so that it repeats itself and lookup drafts
+        self.parts: list[list[tuple[int, int]]] = []
+        self.held: list[list[int]] = []
+        self.fail_at: int | None = None
+
+    def create(self) -> list[int]:
+        self.held.append([])
+        return self.held[-1]
+
+    def release(self, sequence: list[int]) -> None:
+        self.held = [held for held in self.held if held is not sequence]
+
+    def run(self, parts: list[Part]) -> list[Rows]:
+        self.parts.append([(len(part.tokens), part.rows) for part in parts])
+        if self.fail_at == len(self.parts) - 1:
+            raise MemoryError("no memory")
+        assert sum(len(part.tokens) for part in parts) <= self.max_rows
+        assert sum(part.rows for part in parts) <= self.max_outputs
+        return [self.step(*part) for part in parts]
+
+
+class Asked:
+    """A request and what it was told."""
+
+    def __init__(self, prompt: list[int], params: SamplingParams, draft: int | str = "auto"):
+        self.updates: list[Update] = []
+        self.request = Request(prompt, params, FakeText(), (), draft, self.updates.append)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for update in self.updates for piece in update.pieces for token in piece.tokens]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for update in self.updates for piece in update.pieces)
+
+    @property
+    def ends(self) -> list[tuple[str | None, Exception | None]]:
+        return [(u.finish_reason, u.error) for u in self.updates if u.finish_reason or u.error]
+
+
+def run(scheduler: Scheduler, passes: int = 10_000) -> None:
+    for _ in range(passes):
+        if not scheduler.running and not scheduler.waiting:
+            return
+        scheduler.step()
+
+
+def mixed(count: int) -> list[Asked]:
+    settings = [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2}]
+    lengths = [1, 5, 700, 30]
+    return [
+        Asked(
+            [(7 * i + j * j) % VOCAB for j in range(lengths[i % 4])],
+            SamplingParams(max_tokens=3 + 5 * (i % 7), stop=["abc"] if i % 5 == 0 else [], **settings[i % 3]),
+            ["auto", "off", 4][i % 3],
+        )
+        for i in range(count)
+    ]
+
+
+def test_each_request_gets_what_it_gets_alone() -> None:
+    asked, engine = mixed(30), FakeEngine()
+    scheduler = Scheduler(engine, 12)
+    for one in asked[:20]:
+        scheduler.add(one.request)
+    run(scheduler, 5)
+    for one in asked[20:]:  # these join while the others run
+        scheduler.add(one.request)
+    run(scheduler)
+    for one in asked:
+        request = one.request
+        alone = Decoding(FakeEngine(), [], request.prompt, request.params, text=FakeText(), context=10_000)
+        text = "".join(piece.text for piece in alone)
+        assert (one.tokens, one.text, one.ends) == (alone.tokens, text, [(alone.finish_reason, None)])
+    assert not engine.held
+    assert max(len(parts) for parts in engine.parts) == 12
+    assert any(rows > 1 for parts in engine.parts for _, rows in parts), "nothing was drafted"
+
+
+def test_prompts_run_in_chunks_beside_decoding() -> None:
+    engine, long = FakeEngine(), Asked([1] * 1000, SamplingParams(max_tokens=2), "off")
+    scheduler = Scheduler(engine, 2)
+    scheduler.add(Asked([1, 2], SamplingParams(max_tokens=50), "off").request)
+    scheduler.step()
+    scheduler.add(long.request)
+    while not long.updates:
+        scheduler.step()
+    chunks = [PROMPT_BESIDE] * (1000 // PROMPT_BESIDE) + [1000 % PROMPT_BESIDE]
+    assert engine.parts[1:] == [[(1, 1), (chunk, int(chunk != PROMPT_BESIDE))] for chunk in chunks]
+
+
+def test_drafts_get_the_rows_that_are_left() -> None:
+    for count, depth in ((1, 8), (4, 5), (8, 2), (12, 1), (24, 0)):
+        engine = FakeEngine()
+        scheduler = Scheduler(engine, 24)
+        for _ in range(count):
+            scheduler.add(Asked([1, 2, 3] * 9, SamplingParams(max_tokens=100), 8).request)
+        run(scheduler, 30)
+        assert max(rows for parts in engine.parts for _, rows in parts) == 1 + depth
+
+
+def test_a_cancelled_request_leaves_before_the_next_pass() -> None:
+    engine, running, waiting = FakeEngine(), *(Asked([1, 2], SamplingParams(max_tokens=90)) for _ in range(2))
+    scheduler = Scheduler(engine, 1)
+    scheduler.add(running.request)
+    scheduler.add(waiting.request)
+    run(scheduler, 3)
+    running.request.cancelled = waiting.request.cancelled = True
+    scheduler.step()
+    assert len(engine.parts) == 3
+    assert (running.ends, waiting.ends) == ([("cancelled", None)],) * 2
+    assert not engine.held
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+def test_a_failed_pass_is_told_and_later_requests_run() -> None:
+    engine, failed, later = FakeEngine(), *(Asked([1, 2], SamplingParams(max_tokens=4)) for _ in range(2))
+    engine.fail_at = 1
+    scheduler = Scheduler(engine, 1)
+    scheduler.add(failed.request)
+    scheduler.add(later.request)
+    run(scheduler)
+    assert [str(error) for _, error in failed.ends] == ["no memory"]
+    assert later.ends == [("length", None)]
+    assert not engine.held
+
+
+def test_the_number_of_parallel_requests_is_checked() -> None:
+    with pytest.raises(SettingsError, match="between 1 and 24"):
+        Scheduler(FakeEngine(), 25)

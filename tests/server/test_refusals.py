@@ -1,0 +1,133 @@
+"""What the server does not take: each refused with a status and a sentence, in OpenAI's form."""
+
+import contextlib
+import json
+
+import httpx
+import pytest
+from openai import AuthenticationError, BadRequestError, NotFoundError
+
+from gemma_mtp import Model
+
+from .conftest import KEY, Server
+
+COMPLETION = {"prompt": "Once"}
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "words"),
+    [
+        ({"foo": 1}, "foo", "not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"frequency_penalty": -1}, "frequency_penalty", "not supported"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"echo": True}, "echo", "not valid"),
+        ({"best_of": 2}, "best_of", "not valid"),
+        ({"suffix": "end"}, "suffix", "not valid"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"temperature": "hot"}, "temperature", "valid number"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"n": 99}, "n", "less than or equal to 16"),
+        ({"top_p": 2}, "top_p", "less than or equal to 1"),
+        ({"stop": [""]}, None, "strings that are not empty"),
+        ({"draft": "often"}, "draft", "'auto' or 'off'"),
+        ({"draft": 1000}, None, "draft length is 1000"),
+        ({"draft": "off", "speculative.n_max": 2}, None, "mean the same"),
+        ({"stream_options": {"include_usage": True}}, None, "for streams"),
+        ({"prompt": ""}, None, None),
+        ({"prompt": []}, "prompt", None),
+        ({"prompt": [2, 10**7]}, None, "outside the vocabulary"),
+        ({"prompt": "\ud800"}, None, None),
+        ({"\ud800": 1}, None, "name of a parameter"),
+    ],
+    ids=str,
+)
+def test_a_bad_parameter_of_a_completion(demo_server: Server, more: dict, param: str | None, words: str | None) -> None:
+    body = json.dumps(COMPLETION | {"max_tokens": 2} | more)  # as ASCII: lone surrogates stay escaped
+    answer = demo_server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    if words is None:
+        assert answer.status_code in (200, 400)  # an empty prompt is one for a model with a token for the beginning
+        return
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert words in error["message"]
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"messages": []}, "at least 1 item"),
+        ({"messages": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),
+        ({"messages": [{"role": "user"}]}, "no content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "the only one supported"),
+        ({"messages": [{"role": "user", "content": "Hi", "audio": {"id": "a"}}]}, "'audio' are not supported"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"x": 1}]}]}, "without the name"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, ""),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"tools": [{"type": "function"}]}, ""),
+        ({"top_logprobs": 2}, "without 'logprobs'"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),
+        ({"modalities": ["audio"]}, "'modalities' is not supported"),
+        ({"reasoning_effort": "high"}, "'reasoning_effort' is not supported"),
+        ({"chat_template_kwargs": {"other": 1}}, "not supported"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "cannot turn it on"),
+        ({"prediction": {"type": "content", "content": "x"}}, "'prediction' is not supported"),
+    ],
+    ids=str,
+)
+def test_a_bad_parameter_of_a_chat(demo_server: Server, more: dict, words: str) -> None:
+    body = json.dumps(CHAT | {"max_tokens": 2} | more)
+    headers = {"Content-Type": "application/json"}
+    status, error = demo_server.refusal("/v1/chat/completions", content=body, headers=headers)
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert words in error["message"]
+    assert error["message"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'"text"', b'{"prompt": "\xff"}', b"[" * 50_000, b"\x00\x01"], ids=repr
+)
+def test_a_body_that_is_not_a_json_object(demo_server: Server, content: bytes) -> None:
+    for headers in ({"Content-Type": "application/json"}, {"Content-Type": "text/plain"}, {}):
+        status, error = demo_server.refusal("/v1/completions", content=content, headers=headers)
+        assert status == 400, error
+        assert error["message"]
+
+
+def test_routes_and_models_that_there_are_not(demo_server: Server) -> None:
+    with pytest.raises(NotFoundError, match="no model 'gpt'"):
+        demo_server.client.completions.create(model="gpt", prompt="x")
+    with pytest.raises(NotFoundError, match="no model 'gpt/4'"):
+        demo_server.client.models.retrieve("gpt/4")
+    assert demo_server.refusal("/v1/images")[0] == 404
+    answer = demo_server.http.get("/v1/completions")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+def test_a_key_is_needed(demo_server: Server) -> None:
+    client = demo_server.client
+    with pytest.raises(AuthenticationError, match="not one that this server knows"):
+        client.with_options(api_key="sk-wrong").models.list()
+    for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
+        for headers in ({}, {"Authorization": KEY}, {"Authorization": "Basic x"}, {"Authorization": "Bearer \xe9"}):
+            encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+            answer = httpx.get(demo_server.url + path, headers=encoded)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
+    assert httpx.get(f"{demo_server.url}/health").status_code == 200
+
+
+def test_a_large_body_is_refused(demo_server: Server) -> None:
+    text = json.dumps({"prompt": "x" * 100_000}).encode()
+    headers = {"Content-Type": "application/json"}
+    assert demo_server.refusal("/v1/completions", content=text, headers=headers)[0] == 413
+    chunked = (text[i : i + 1000] for i in range(0, len(text), 1000))  # without a Content-Length
+    with contextlib.suppress(httpx.WriteError):  # the server may hang up before the client has sent all of it
+        assert demo_server.refusal("/v1/completions", content=chunked, headers=headers)[0] == 413
+
+
+def test_a_prompt_that_is_too_long_for_the_context(demo_server: Server, demo: Model) -> None:
+    with pytest.raises(BadRequestError, match="more than the context") as refused:
+        demo_server.client.completions.create(model="demo", prompt=[2] * (demo.context + 1))
+    assert refused.value.code == "context_length_exceeded"
