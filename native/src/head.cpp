@@ -1,7 +1,9 @@
 #include "gmtp/head.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -16,6 +18,23 @@ namespace {
 // Of each of the two scores a sum over blocks of columns, with 6 roundings a block at most, every one relative to a partial
 // sum that |row| |x| bounds: this much of |row| |x| covers the rounding of both, and of the bounds themselves.
 float rounding(int64_t cols) { return 16.0f * static_cast<float>(cols / kBlock) * 0x1p-24f; }
+
+// SplitHead::error of a row of Q8_0.
+float error_of(const uint8_t* row, int64_t cols) {
+    double remainder = 0, squared_scales = 0;
+    for (const uint8_t *block = row, *end = row + cols / kBlock * 34; block < end; block += 34) {
+        int equal = 0;  // codes whose last two bits are: of those |l - 1.5| is 1.5, of the others 0.5
+        for (int i = 0; i < 4; i++) {
+            uint64_t eight;
+            memcpy(&eight, block + 2 + 8 * i, 8);
+            equal += std::popcount(~(eight ^ eight >> 1) & 0x0101010101010101u);
+        }
+        const double d = half_to_float(static_cast<uint16_t>(block[0] | block[1] << 8));
+        remainder += d * d * (0.25 * kBlock + 2 * equal), squared_scales += d * d;
+    }
+    const double most = std::sqrt(squared_scales * kBlock) * 128;  // the row's norm is not more
+    return static_cast<float>(std::sqrt(remainder) * 1.000001 + rounding(cols) * most);
+}
 
 constexpr size_t kHighPieceBytes = 64 * 1024;
 
@@ -151,22 +170,8 @@ std::shared_ptr<const SplitHead> SplitHead::pack(const uint8_t* source, size_t s
         const int64_t last = std::min(first + kSlabGroups, groups);
         pool.parallel_for(last - first, 8, [&](int64_t begin, int64_t end) {
             for (int64_t g = first + begin; g < first + end; g++) pack_split_group(source, rows, cols, g, high + g * high_group, low + g * low_group);
-            uint8_t codes[kBlock];
-            for (int64_t i = (first + begin) * kGroupRows; i < std::min((first + end) * kGroupRows, rows); i++) {
-                double remainder = 0, whole = 0;
-                for (int64_t b = 0; b < cols / kBlock; b++) {
-                    const uint8_t* block = source + i * row_bytes + b * 34;
-                    read_codes(WeightType::Q8_0, block, 1, codes);
-                    const double d = half_to_float(read_scales(WeightType::Q8_0, block).d);
-                    int low_squares = 0, squares = 0;  // of 2 (l - 1.5), and of the codes
-                    for (uint8_t u : codes) {
-                        const int l = 2 * (u & 3) - 3, c = static_cast<int>(u) - 128;
-                        low_squares += l * l, squares += c * c;
-                    }
-                    remainder += d * d * low_squares / 4, whole += d * d * squares;
-                }
-                error[i] = static_cast<float>(std::sqrt(remainder) * 1.000001 + rounding(cols) * std::sqrt(whole));
-            }
+            for (int64_t i = (first + begin) * kGroupRows; i < std::min((first + end) * kGroupRows, rows); i++)
+                error[i] = error_of(source + i * row_bytes, cols);
         });
         done(static_cast<size_t>(first * kGroupRows) * row_bytes, static_cast<size_t>(std::min(last * kGroupRows, rows)) * row_bytes);
     }

@@ -195,10 +195,9 @@ void pack_split_group(const uint8_t* src, int64_t rows, int64_t cols, int64_t gr
         }
         alignas(kVectorBytes) Vectors highs, lows;
         for (int lane = 0; lane < kGroupRows; lane++)
-            for (int c = 0; c < kBlock; c++) {
-                highs[c / 4][4 * lane + c % 4] = codes[lane][c] >> 2;
-                lows[c / 4][4 * lane + c % 4] = codes[lane][c] & 3;
-            }
+            for (int i = 0; i < kVectors; i++) memcpy(&lows[i][4 * lane], &codes[lane][4 * i], 4);
+        for (int i = 0; i < kVectors; i++)
+            for (int j = 0; j < kVectorBytes; j++) highs[i][j] = lows[i][j] >> 2, lows[i][j] &= 3;
         put_codes<6>(highs, planes);
         put_codes<2>(lows, low);
     }
