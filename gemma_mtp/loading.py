@@ -84,10 +84,10 @@ def _engine(
         if settings.device not in ("auto", "cpu"):
             raise SettingsError(f"The native backend runs on the CPU, not on '{settings.device}': use --backend torch.")
         dtype = _dtype(settings.dtype)
+        drafter_dtype = _dtype(settings.drafter_dtype or ("f32" if dtype == "f32" else None))
         engine = Engine(config, target.weights, threads=threads, context=context, dtype=dtype, isa=settings.isa)
         if assistant and drafter:
-            follows = "f32" if dtype == "f32" else None
-            engine.attach(drafter, assistant.weights, _dtype(settings.drafter_dtype or follows))
+            engine.attach(drafter, assistant.weights, drafter_dtype)
         return engine
     if settings.backend != "torch":
         raise SettingsError(f"There is no backend '{settings.backend}': use native or torch.")

@@ -32,6 +32,7 @@ def bench(
     backend: options.Backend = "native",
     device: options.Device = "auto",
     dtype: options.Dtype = None,
+    drafter_dtype: options.DrafterDtype = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", min=1, help="Medians of N.")] = 3,
     as_json: options.Json = False,
 ) -> None:
@@ -44,7 +45,14 @@ def bench(
 
     name = options.only_model(first, model)
     loaded = Model.load(
-        name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype, device=device
+        name,
+        drafter=drafter,
+        backend=backend,
+        threads=threads,
+        context=ctx,
+        dtype=dtype,
+        drafter_dtype=drafter_dtype,
+        device=device,
     )
     found = measure(loaded, repeats)
     print(json.dumps(found) if as_json else table(found))

@@ -37,6 +37,10 @@ Dtype = Annotated[
         show_default=False,
     ),
 ]
+DrafterDtype = Annotated[
+    str | None,
+    typer.Option("--drafter-dtype", metavar="TYPE", help="The same for the drafter.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w./-]+)?")

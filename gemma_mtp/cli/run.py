@@ -63,6 +63,7 @@ def run(
     backend: options.Backend = "native",
     device: options.Device = "auto",
     dtype: options.Dtype = None,
+    drafter_dtype: options.DrafterDtype = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -88,7 +89,14 @@ def run(
 
     declared = read_tools(tools)
     loaded = Model.load(
-        name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype, device=device
+        name,
+        drafter=drafter,
+        backend=backend,
+        threads=threads,
+        context=ctx,
+        dtype=dtype,
+        drafter_dtype=drafter_dtype,
+        device=device,
     )
     chat = loaded.has_chat_template and not raw
     if not chat and (system is not None or thinking or tools):

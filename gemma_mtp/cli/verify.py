@@ -22,6 +22,7 @@ def verify(
     backend: options.Backend = "native",
     device: options.Device = "auto",
     dtype: options.Dtype = None,
+    drafter_dtype: options.DrafterDtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Check that drafting never changes a token.
@@ -42,7 +43,14 @@ def verify(
     compared = accepted = drafted = 0
     for threads in THREADS:
         loaded = Model.load(
-            name, drafter=drafter, backend=backend, threads=threads, context=ctx, dtype=dtype, device=device
+            name,
+            drafter=drafter,
+            backend=backend,
+            threads=threads,
+            context=ctx,
+            dtype=dtype,
+            drafter_dtype=drafter_dtype,
+            device=device,
         )
         for kind, prompt in NINE_KINDS.items():
             before = len(differences)

@@ -58,8 +58,8 @@ class Engine:
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
         self._pool = _native.ThreadPool(threads)
-        looked_up = {"ple_embed"} if config.tied_embedding else {"ple_embed", "embed"}
-        self.weights = NativeWeights(tensors, self._pool, dtype, looked_up)
+        head = "embed" if config.tied_embedding else "lm_head"
+        self.weights = NativeWeights(tensors, self._pool, dtype, {head}, {"ple_embed", "embed"} - {head})
         self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
         with _refusing():
             decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
@@ -79,7 +79,7 @@ class Engine:
         else:
             shared["target_embed"] = self.weights.matrix(embed)
         tensors = {**tensors, "target_embed": self._tensors[embed]}
-        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, looked_up, shared), config.eps)
+        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, {"embed"}, looked_up, shared), config.eps)
         with _refusing():
             if isinstance(config, DrafterConfig):
                 step = draft_step(ops, config, self.config)
@@ -108,9 +108,10 @@ class Engine:
 
         It has at most max_rows tokens, and at most max_outputs rows to sample.
         """
-        self._forward(parts)
+        settings = [_native_params(part.params) for part in parts]
+        self._forward(parts, [native.exact_logits for native in settings])
         hidden = self._runner.hidden() if self.drafter else None
-        choices = self._runner.choose([(_native_params(part.params), _seen(part)) for part in parts])
+        choices = self._runner.choose([(native, _seen(part)) for native, part in zip(settings, parts, strict=True)])
         results, at = [], 0
         for part in parts:
             own, rows = choices[at : at + part.rows], slice(at, at + part.rows)
@@ -142,11 +143,18 @@ class Engine:
         return self._all_rows(tokens, self._runner.hidden)
 
     def last_logits(self) -> NDArray[np.float32]:
-        """float32 [rows, vocab] of the rows that the last pass sampled."""
+        """float32 [rows, vocab] of the rows that the last pass sampled, with settings that ask for logprobs.
+
+        Without, only the largest may have been computed exactly, and this raises InputError.
+        """
         return self._runner.logits()
 
-    def _forward(self, parts: Sequence[Part]) -> None:
-        feeds = [(part.sequence.handle, np.array(part.tokens, np.int32), part.rows) for part in parts]
+    def _forward(self, parts: Sequence[Part], best: Sequence[int]) -> None:
+        """best: how many of the largest logits of each part's rows must be exact; 0: all."""
+        feeds = [
+            (part.sequence.handle, np.array(part.tokens, np.int32), part.rows, exact)
+            for part, exact in zip(parts, best, strict=True)
+        ]
         try:
             self._runner.forward(feeds)
         except _native.InputError as fault:
@@ -160,7 +168,7 @@ class Engine:
             parts = []
             for start in range(0, len(tokens), _MAX_OUTPUTS):
                 part = tokens[start : start + _MAX_OUTPUTS]
-                self._forward([Part(sequence, part, len(part), SamplingParams())])
+                self._forward([Part(sequence, part, len(part), SamplingParams())], [0])
                 parts.append(read())
             return np.concatenate(parts)
         finally:

@@ -62,7 +62,7 @@ class AnyEngine(Protocol):
         """float32 [len(tokens), hidden]: the last hidden states, after the final norm."""
 
     def last_logits(self) -> NDArray[np.float32]:
-        """float32 [rows, vocab] of the rows that the last pass sampled."""
+        """float32 [rows, vocab] of the rows that the last pass sampled, with settings that ask for logprobs."""
 
 
 @runtime_checkable

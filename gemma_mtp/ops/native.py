@@ -21,8 +21,8 @@ class NativeWeights:
 
     dtype: "as-is" keeps the file's quantisation, "f32" makes every weight float32, and any other type is what matrices
     but routers are quantised to on their way into memory (where their width fits: see checkpoints/quantization.py).
-    looked_up: matrices of which only single rows are read, which stay in their file. shared: matrices that another
-    model has packed already, by the name they have here.
+    heads: output embeddings, which in Q8_0 are packed in two parts. looked_up: matrices of which only single rows are
+    read, which stay in their file. shared: matrices that another model has packed already, by the name they have here.
     """
 
     def __init__(
@@ -30,10 +30,12 @@ class NativeWeights:
         tensors: Mapping[str, TensorInfo],
         pool: _native.ThreadPool,
         dtype: Dtype,
+        heads: Collection[str] = (),
         looked_up: Collection[str] = (),
         shared: Mapping[str, _native.Weight] | None = None,
     ):
-        self._tensors, self._pool, self._dtype, self._looked_up = tensors, pool, dtype, looked_up
+        self._tensors, self._pool, self._dtype = tensors, pool, dtype
+        self._heads, self._looked_up = heads, looked_up
         self._fitting = None if dtype in ("as-is", "f32") else Fitting(dtype)
         self._matrices = dict(shared or {})
         self._own: list[_native.Weight] = []
@@ -47,7 +49,12 @@ class NativeWeights:
             tensor = self._tensors[name]
             rows, cols = math.prod(tensor.shape[:-1]), tensor.shape[-1]
             kind = self._type_of(tensor, cols, exact=name.endswith(".router"))
-            self._matrices[name] = self._pack(tensor, tensor.data, rows, kind, partial(_release, tensor))
+            if name in self._heads and tensor.type == kind == "Q8_0":
+                weight = _native.Weight.pack_head(tensor.data, rows, cols, self._pool, partial(_release, tensor))
+                self._own.append(weight)
+            else:
+                weight = self._pack(tensor, tensor.data, rows, kind, partial(_release, tensor))
+            self._matrices[name] = weight
         return self._matrices[name]
 
     def by_centroid(self, name: str, ordering: str, count: int) -> tuple[_native.Weight, list[int]]:

@@ -36,12 +36,6 @@ Floats copy_rows(int count, int64_t width, auto&& row_of) {
 using TopLogprobs = std::vector<std::pair<int32_t, float>>;
 using Choice = std::tuple<int32_t, float, TopLogprobs>;
 
-std::vector<int32_t> tokens_of(const std::vector<Sampled>& sampled) {
-    std::vector<int32_t> tokens;
-    for (const Sampled& s : sampled) tokens.push_back(s.token);
-    return tokens;
-}
-
 }  // namespace
 
 void bind_plan(nb::module_& m) {
@@ -69,6 +63,11 @@ void bind_plan(nb::module_& m) {
                     return values.data();
                 });
             }, "row"_a, "count"_a, "float32 [count, cols]: the exact values.")
+        .def_static("pack_head", [](Bytes source, int64_t rows, int64_t cols, ThreadPool& pool,
+                                    const std::function<void(size_t, size_t)>& done) {
+                return pack_head(source.data(), source.size(), rows, cols, pool, done);
+            }, "source"_a, "rows"_a, "cols"_a, "pool"_a, "done"_a,
+            "An output embedding of Q8_0 in two parts, of which finding the best tokens mostly reads one.")
         .def_prop_ro("rows", [](const Weight& w) { return w.matrix.rows; })
         .def_prop_ro("cols", [](const Weight& w) { return w.matrix.cols; })
         .def_prop_ro("type", [](const Weight& w) { return weight_type_name(w.matrix.type); })
@@ -150,20 +149,14 @@ void bind_plan(nb::module_& m) {
     nb::class_<Runner>(m, "Runner", "Runs a plan over sequences of a cache, and samples.")
         .def(nb::init<std::shared_ptr<Plan>, std::shared_ptr<KvCache>, BufferId, BufferId, int64_t>(), "plan"_a, "cache"_a,
              "logits"_a, "hidden"_a, "vocab"_a)
-        .def("forward", [](Runner& r, const std::vector<std::tuple<int, Tokens, int>>& feeds) {
+        .def("forward", [](Runner& r, const std::vector<std::tuple<int, Tokens, int, int>>& feeds) {
                 std::vector<Feed> native;
-                for (const auto& [sequence, tokens, outputs] : feeds) native.push_back({sequence, view(tokens), outputs});
+                for (const auto& [sequence, tokens, outputs, best] : feeds) native.push_back({sequence, view(tokens), outputs, best});
                 nb::gil_scoped_release release;
                 r.forward(native);
-            }, "feeds"_a, "One pass over (sequence, tokens int32, number of last tokens whose output is wanted).")
-        .def("step", [](Runner& r, int sequence, Tokens tokens, const SampleParams& params, Tokens seen) {
-                const Feed feed{sequence, view(tokens), static_cast<int>(tokens.size())};
-                nb::gil_scoped_release release;
-                r.forward({&feed, 1});
-                const Choosing how{params, view(seen)};
-                return tokens_of(r.sample({&how, 1}));
-            }, "sequence"_a, "tokens"_a, "params"_a, "seen"_a,
-            "A pass over the tokens, then the token sampled after each. `seen` ends with the first of the tokens.")
+            }, "feeds"_a,
+            "One pass over (sequence, tokens int32, number of last tokens whose output is wanted, how many of the largest "
+            "logits of each must be exact or 0 for all).")
         .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens>>& feeds) {
                 std::vector<Choosing> how;
                 for (const auto& [params, seen] : feeds) how.push_back({params, view(seen)});
@@ -181,8 +174,10 @@ void bind_plan(nb::module_& m) {
                 return choices;
             }, "feeds"_a, "Samples the last pass's outputs, with (params, seen) for each of its feeds: (token, its log "
             "probability, the likeliest tokens').")
-        .def("logits", [](Runner& r) { return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); }); },
-             "Of the last pass: float32 [outputs, vocab].")
+        .def("logits", [](Runner& r) {
+                if (!r.exact()) throw InputError("the last pass computed only the largest logits exactly");
+                return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); });
+            }, "Of the last pass, if it asked for all: float32 [outputs, vocab].")
         .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
              "Of the last pass, after the final norm: float32 [outputs, hidden].");
 
@@ -214,7 +209,8 @@ void bind_plan(nb::module_& m) {
                             uint64_t seed, int32_t logprobs) {
                 new (self) SampleParams{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs};
             }, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0);
+            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0)
+        .def_prop_ro("exact_logits", &exact_logits, "How many of the largest logits sampling reads; 0: any.");
 }
 
 }  // namespace gmtp

@@ -68,6 +68,17 @@ void softmax(float* x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] /= total;
 }
 
+void lower_maxima(const float* x, const float* error, float norm, int64_t n, float* maxima) {
+    f32x16 largest = load(maxima), minus = set1(-norm);
+    for (int64_t i = 0; i < n; i += 16) largest = max(largest, fma(load(error + i), minus, load(x + i)));
+    store(maxima, largest);
+}
+
+void reaching(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches) {
+    f32x16 factor = set1(norm), below = set1(__builtin_nextafterf(threshold, -__builtin_inff()));
+    for (int64_t i = 0; i < n; i += 16) reaches[i / 16] = any_greater(fma(load(error + i), factor, load(x + i)), below);
+}
+
 }  // namespace
 
 extern const LayerKernels layer_kernels;
@@ -80,6 +91,8 @@ const LayerKernels layer_kernels = {
     .add_product = add_product,
     .rotate = rotate,
     .softmax = softmax,
+    .lower_maxima = lower_maxima,
+    .reaching = reaching,
     .store_key = store_key,
     .store_value = store_value,
     .attend_chunk = attend_chunk,

@@ -130,6 +130,7 @@ template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, 
 
 using MatmulFunction = decltype(MatmulKernels::matmul);
 MatmulFunction matmul_float(WeightType t);
+void join(const uint8_t* high, const uint8_t* low, int64_t cols, uint8_t* group);
 MatmulFunction matmul_small_block(WeightType t);  // the types with a scale per 32 columns
 MatmulFunction matmul_super_block(WeightType t);  // the types with blocks of 256 columns
 

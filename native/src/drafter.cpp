@@ -45,6 +45,7 @@ std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const
     pass_.positions[0] = position;
     pass_.segments[0] = {sequence, position, 0, 1};
 
+    pass_.best = {exact_logits(params)};
     std::vector<int32_t> drafted;
     while (static_cast<int>(drafted.size()) < depth) {
         plan_->run(pass_);

@@ -178,6 +178,31 @@ void pack_groups(WeightType t, const uint8_t* src, int64_t rows, int64_t cols, i
     }
 }
 
+void pack_split_group(const uint8_t* src, int64_t rows, int64_t cols, int64_t group, uint8_t* high, uint8_t* low) {
+    const Format& f = format(WeightType::Q8_0);
+    const size_t row_bytes = file_row_bytes(WeightType::Q8_0, cols);
+    const int lanes = (int)std::min<int64_t>(kGroupRows, rows - group * kGroupRows);
+    const uint8_t* from = src + group * kGroupRows * row_bytes;
+    const Format& high_format = format(WeightType::Q8_HIGH);
+    uint8_t* planes = high + scales_of_group(high_format, cols);
+    memset(high, 0, (size_t)(planes - high));
+    uint8_t codes[kGroupRows][kBlock] = {};
+    for (int64_t b = 0; b < cols / kBlock; b++, planes += high_format.code_bytes(), low += 2 * kVectorBytes) {
+        for (int lane = 0; lane < lanes; lane++) {
+            const uint8_t* block = from + lane * row_bytes + b * f.file_bytes;
+            read_codes(WeightType::Q8_0, block, 1, codes[lane]);
+            memcpy(high + b * high_format.scale_bytes() + 2 * lane, block, 2);
+        }
+        alignas(kVectorBytes) Vectors highs, lows;
+        for (int lane = 0; lane < kGroupRows; lane++)
+            for (int i = 0; i < kVectors; i++) memcpy(&lows[i][4 * lane], &codes[lane][4 * i], 4);
+        for (int i = 0; i < kVectors; i++)
+            for (int j = 0; j < kVectorBytes; j++) highs[i][j] = lows[i][j] >> 2, lows[i][j] &= 3;
+        put_codes<6>(highs, planes);
+        put_codes<2>(lows, low);
+    }
+}
+
 void unpack_row(const Matrix& m, int64_t row, float* out) {
     const int lane = (int)(row % kGroupRows);
     const uint8_t* group = m.data + row / kGroupRows * group_bytes(m.type, m.cols);

@@ -52,6 +52,7 @@ BufferId Plan::make(int64_t width, Rows rows) {
 // Notes that `reader` multiplies buffer `id`: quantised weights want its int8 form too, in as many digits.
 void Plan::read_by(const Matrix& reader, BufferId id, int digits) {
     Buffer& b = get(id);
+    if (!reader.data) throw InputError("a matrix in two parts gives nothing but logits");
     if (reader.cols != b.width)
         throw InputError("a matrix of " + std::to_string(reader.cols) + " columns cannot multiply a vector of " + std::to_string(b.width));
     if (is_float(reader.type)) return;
@@ -189,6 +190,7 @@ std::vector<BufferId> Plan::project(BufferId x, std::vector<std::shared_ptr<cons
 }
 
 BufferId Plan::logits(BufferId x, std::shared_ptr<const Weight> weight) {
+    if (weight->split) return split_logits(x, weight->split);
     return multiply(x, {std::move(weight)}, 1, "logits").front();
 }
 

@@ -246,6 +246,13 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
     return result;
 }
 
+int exact_logits(const SampleParams& p) {
+    constexpr int kMost = 128;  // more would leave little of a split head unread
+    if (p.repetition_penalty != 1 || p.logprobs > 0) return 0;
+    if (p.temperature <= 0) return 1;
+    return p.top_k <= kMost ? p.top_k : 0;
+}
+
 int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
                 const SampleParams& params, int64_t position, Seen seen, Scratch& scratch) {
     const float* row = logits;

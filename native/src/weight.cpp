@@ -72,7 +72,8 @@ std::shared_ptr<Weight> Weight::convert(WeightType from, WeightType to, const ui
 }
 
 void Table::read(int64_t row, float* out) const {
-    if (packed) unpack_row(packed->matrix, row, out);
+    if (packed && packed->split) packed->split->unpack_row(row, out);
+    else if (packed) unpack_row(packed->matrix, row, out);
     else dequantize(type, source + static_cast<size_t>(row) * file_row_bytes(type, cols), cols, out);
 }
 

@@ -39,20 +39,27 @@ uint32_t state = 1;
 uint32_t random_bits() { return state = state * 1664525u + 1013904223u; }
 
 // Bytes without the top exponent bits, so that whatever floats lie in them are finite and small.
-std::shared_ptr<const Weight> random_weight(WeightType type, int64_t rows, int64_t cols, ThreadPool& pool) {
+std::vector<uint8_t> random_bytes(WeightType type, int64_t rows, int64_t cols) {
     std::vector<uint8_t> bytes(file_row_bytes(type, cols) * rows);
     for (auto& b : bytes) b = static_cast<uint8_t>(random_bits() >> 24) & (is_float(type) ? 0x3B : 0x2B);
+    return bytes;
+}
+
+std::shared_ptr<const Weight> random_weight(WeightType type, int64_t rows, int64_t cols, ThreadPool& pool) {
+    const auto bytes = random_bytes(type, rows, cols);
     return Weight::pack(type, bytes.data(), bytes.size(), rows, cols, pool, [](size_t, size_t) {});
 }
 
 struct Weights {
+    std::vector<uint8_t> embed_bytes;  // as in a file
     std::shared_ptr<const Weight> embed;
     struct Layer { std::shared_ptr<const Weight> q, k, v, o, gate, up, down, router, experts_gate_up, experts_down; };
     std::vector<Layer> layers;
 
     Weights(WeightType type, ThreadPool& pool) {
         auto make = [&](int64_t rows, int64_t cols) { return random_weight(type, rows, cols, pool); };
-        embed = make(kVocab, kHidden);
+        embed_bytes = random_bytes(type, kVocab, kHidden);
+        embed = Weight::pack(type, embed_bytes.data(), embed_bytes.size(), kVocab, kHidden, pool, [](size_t, size_t) {});
         for (int i = 0; i < kLayers; i++)
             layers.push_back({make(kHeads * kHeadDim * 2, kHidden), make(kKvHeads * kHeadDim, kHidden), make(kKvHeads * kHeadDim, kHidden),
                               make(kHidden, kHeads * kHeadDim * 2), make(kWidth, kHidden), make(kWidth, kHidden), make(kHidden, kWidth),
@@ -99,8 +106,8 @@ struct Engine {
         runner = std::make_shared<Runner>(plan, cache, logits, hidden, kVocab);
     }
 
-    void feed(int sequence, std::span<const int32_t> tokens, int outputs) {
-        const Feed f{sequence, tokens, outputs};
+    void feed(int sequence, std::span<const int32_t> tokens, int outputs, int best = 0) {
+        const Feed f{sequence, tokens, outputs, best};
         runner->forward({&f, 1});
     }
     std::vector<float> logits() const {
@@ -208,6 +215,38 @@ void test_drafter(WeightType type) {
     check(all[0] == all[2] && all[1] == all[3], "drafts do not depend on the number of threads");
 }
 
+// An output embedding in two parts against the same one whole.
+void test_split_head() {
+    ThreadPool packing(1);
+    Weights whole(WeightType::Q8_0, packing), split = whole;
+    split.embed = pack_head(whole.embed_bytes.data(), whole.embed_bytes.size(), kVocab, kHidden, packing, [](size_t, size_t) {});
+    std::vector<float> a(kHidden), b(kHidden);
+    for (int64_t row = 0; row < kVocab; row++) {
+        unpack_row(whole.embed->matrix, row, a.data());
+        split.embed->split->unpack_row(row, b.data());
+        check(same_bits(a, b), "a row looked up is the file's");
+    }
+    std::vector<int32_t> tokens(16);
+    std::iota(tokens.begin(), tokens.end(), 30);
+    for (const char* isa : {"portable", "auto"})
+        for (int threads : {1, 3}) {
+            Engine one(whole, kernels_for(isa), threads, KvType::F16), two(split, kernels_for(isa), threads, KvType::F16);
+            const int s = one.cache->create(), t = two.cache->create();
+            for (int best : {0, 1, 4, 40, 1000}) {
+                one.feed(s, tokens, 16), two.feed(t, tokens, 16, best);
+                check(two.runner->exact() == (best == 0), "a pass knows whether its logits are exact");
+                if (!best) check(same_bits(one.logits(), two.logits()), "all logits are those of the whole matrix");
+                for (int32_t top_k : {1, 4, 40}) {
+                    if (best && top_k > best) continue;
+                    const SampleParams params{1.5f, top_k, 0.9f, 0, 1, static_cast<uint64_t>(best), 0};
+                    const Choosing how{params, {}};
+                    const auto expected = one.runner->sample({&how, 1}), found = two.runner->sample({&how, 1});
+                    for (size_t i = 0; i < expected.size(); i++) check(expected[i].token == found[i].token, "the same tokens are drawn");
+                }
+            }
+        }
+}
+
 void test_sampling() {
     ThreadPool pool(2);
     Engine e(Weights(WeightType::F32, pool), kernels_for("auto"), 2, KvType::F16);
@@ -253,6 +292,7 @@ void test_lookup() {
 int main() {
     for (int t = 0; t <= static_cast<int>(WeightType::IQ4_XS); t++) test_decoder(static_cast<WeightType>(t), t % 2 ? KvType::F16 : KvType::F32);
     for (auto type : {WeightType::F32, WeightType::Q8_0, WeightType::Q4_K}) test_drafter(type);
+    test_split_head();
     test_sampling();
     test_lookup();
     std::puts("all as expected");

@@ -83,8 +83,18 @@ def test_show_drafts_colours_and_changes_nothing_else():
 
 def start(*arguments):
     return subprocess.Popen(
-        [*GEMMA_MTP, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        [*GEMMA_MTP, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        preexec_fn=listen_to_interrupts,
     )
+
+
+def listen_to_interrupts():
+    """A shell's background jobs ignore Ctrl-C, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_keeps_the_text_and_says_so():

@@ -7,7 +7,7 @@ from gemma_mtp import Model, SamplingParams, _native
 from gemma_mtp.prompts import NINE_KINDS
 
 TOKENS = 700  # the sliding window of the demo is 512
-GREEDY = SamplingParams()
+GREEDY = SamplingParams(logprobs=1)  # of which all logits are computed
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,11 @@ struct LayerKernels {
     // Softmax over n values (any n) in place, in float32.
     void (*softmax)(float* x, int64_t n);
 
+    // maxima[lane] = the largest of itself and x[16 i + lane] - error[16 i + lane] * norm. n is a multiple of 16.
+    void (*lower_maxima)(const float* x, const float* error, float norm, int64_t n, float* maxima);
+    // reaches[i]: whether some x[16 i + lane] + error[16 i + lane] * norm is at least `threshold`.
+    void (*reaching)(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches);
+
     // Writes one position's key into its place in a page, keys being stored in blocks of 16 positions, transposed:
     // element (position, d) at ((position / 16) * dim + d) * 16 + position % 16. dim is a multiple of 16.
     void (*store_key)(KvType type, const float* key, int64_t dim, int position, void* page);

@@ -10,7 +10,8 @@
 namespace gmtp {
 
 enum class WeightType : uint8_t {
-    F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS
+    F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
+    Q8_HIGH  // in no file: the high six bits of Q8_0's codes, a value being d * (4 h + 1.5 - 128); see head.h
 };
 
 constexpr int kGroupRows = 16;   // output rows in a group
@@ -32,6 +33,8 @@ size_t file_row_bytes(WeightType t, int64_t cols);
 size_t group_bytes(WeightType t, int64_t cols);
 // Packs groups [group0, group1) of a file's tensor `src` (all of it: [rows, cols] in GGUF layout) into dst (group 0's place).
 void pack_groups(WeightType t, const uint8_t* src, int64_t rows, int64_t cols, int64_t group0, int64_t group1, uint8_t* dst);
+// The same for the two parts of a Q8_0 tensor's group: `high` is a group of Q8_HIGH, `low` 128 bytes a block of 32 columns.
+void pack_split_group(const uint8_t* src, int64_t rows, int64_t cols, int64_t group, uint8_t* high, uint8_t* low);
 // One row back as float32, the exact values of the file.
 void unpack_row(const Matrix& m, int64_t row, float* out);
 // `count` values (a multiple of type_block) straight from a GGUF tensor's bytes, without packing.
@@ -66,6 +69,8 @@ struct MatmulKernels {
     // A result depends only on its own weight row and activation row: never on how many rows or groups share the call.
     void (*matmul)(const Matrix& w, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
                    float* out, int64_t out_stride);
+    // The group of Q8_0 that a group of Q8_HIGH and its low part make up.
+    void (*join)(const uint8_t* high, const uint8_t* low, int64_t cols, uint8_t* group);
     // Fills x.q for columns [col0, col1) (multiples of 32) of one row from x.x.
     void (*quantize)(const Activations& x, int64_t row, int64_t col0, int64_t col1);
 };

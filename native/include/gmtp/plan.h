@@ -33,6 +33,9 @@ struct Pass {
     std::vector<Segment> segments;
     std::vector<int64_t> positions;      // [rows]
     std::vector<int> outputs;            // rows whose result is wanted
+    // [output]: how many of the largest logits must be exact; of the others it then only holds that they are less. 0: all.
+    // Meant for outputs of logits with a split head; others are exact anyway.
+    std::vector<int> best;
 };
 
 enum class Rows : uint8_t { Pass, Outputs };  // a buffer has one vector for every row, or for every wanted row
@@ -115,6 +118,7 @@ private:
     BufferId make(int64_t width, Rows rows);
     Buffer& get(BufferId id);
     void read_by(const Matrix& reader, BufferId id, int digits);
+    BufferId split_logits(BufferId x, std::shared_ptr<const SplitHead> head);
     std::vector<BufferId> multiply(BufferId x, std::vector<std::shared_ptr<const Weight>> weights, int digits, const char* label);
     void append(std::unique_ptr<Op> op);
     size_t bytes(const Buffer& b) const { return float_bytes(b) + quantised_bytes(b); }

@@ -9,7 +9,8 @@ namespace gmtp {
 struct Feed {
     int sequence;
     std::span<const int32_t> tokens;
-    int outputs;  // how many of the last of them want a result
+    int outputs;   // how many of the last of them want a result
+    int best = 0;  // how many of the largest logits of each must be exact; 0: all
 };
 
 // How the outputs of one feed are sampled. Output i decides the token after it.
@@ -26,7 +27,8 @@ public:
     // Throws InputError (too many rows, a token outside the vocabulary, a full context) before anything has changed.
     void forward(std::span<const Feed> feeds);
     int outputs() const { return static_cast<int>(pass_.outputs.size()); }
-    const float* logits(int output) const;   // [vocab]
+    const float* logits(int output) const;   // [vocab]; exact are as many of the largest as the feed asked for
+    bool exact() const;                      // whether all logits of the last pass are
     const float* hidden(int output) const;   // [hidden size]
     int64_t hidden_size() const { return plan_->buffer(hidden_).width; }
     int64_t vocab() const { return vocab_; }

@@ -93,6 +93,9 @@ struct SamplingKernels {
 Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t vocab, const SampleParams& params,
                int64_t position, Seen seen, Scratch& scratch);
 
+// How many of the largest logits `sample` and `propose` read: 0 if they may read any.
+int exact_logits(const SampleParams& params);
+
 // What a drafter proposes for `position`: the same draw, with the same noise, from its own logits. tokens[i] is the token
 // of logits[i], -1 for none; null: token i. There are no log probabilities.
 int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,

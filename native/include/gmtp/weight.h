@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "gmtp/head.h"
 #include "gmtp/matrix.h"
 #include "gmtp/threads.h"
 
@@ -17,6 +18,7 @@ struct Weight {
     Matrix matrix;
     std::shared_ptr<const void> owner;
     size_t bytes;
+    std::shared_ptr<const SplitHead> split = nullptr;  // then matrix.data is null, and only logits and tables can read it
 
     // From a GGUF tensor [rows, cols]; all of `source` (source_bytes long) must be the tensor. `done(begin, end)` is told
     // which of its bytes are not needed any more, every few megabytes, so that a mapped file can be let go as it is read.
@@ -28,6 +30,10 @@ struct Weight {
                                            int64_t rows, int64_t cols, ThreadPool& pool,
                                            const std::function<void(size_t, size_t)>& done);
 };
+
+// The same for an output embedding of Q8_0, in two parts.
+std::shared_ptr<Weight> pack_head(const uint8_t* source, size_t source_bytes, int64_t rows, int64_t cols, ThreadPool& pool,
+                                  const std::function<void(size_t, size_t)>& done);
 
 // Rows looked up one at a time (an embedding): a packed weight, or a tensor left where it is in its mapped file.
 struct Table {

@@ -1,0 +1,47 @@
+"""The output embedding in two parts: what is left unread never changes a token."""
+
+import pytest
+
+from gemma_mtp import Model, SamplingParams, _native
+from gemma_mtp.prompts import NINE_KINDS
+
+SETTINGS = {
+    "greedy": {},
+    "top-k 1": {"temperature": 1.0, "top_k": 1},
+    "top-k 5": {"temperature": 1.0, "top_k": 5},
+    "top-k 64, top-p": {"temperature": 1.0, "top_k": 64, "top_p": 0.95},
+    "top-k 128, hot, min-p": {"temperature": 3.0, "top_k": 128, "min_p": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def tokens(demo: Model) -> list[int]:
+    return demo.tokenize("\n\n".join(NINE_KINDS.values()))[:160]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_tokens_are_those_of_all_logits(demo: Model, tokens: list[int], settings: dict, rows: int) -> None:
+    """Asking for logprobs makes every logit exact, so it gives the tokens to compare with."""
+    engine = demo.engine
+    for seed in (1, 2):
+        chosen = {}
+        for logprobs in (0, 1):
+            params = SamplingParams(**settings, seed=seed, logprobs=logprobs)
+            sequence = engine.create()
+            chosen[logprobs] = []
+            for start in range(0, len(tokens), rows):
+                part = tokens[start : start + rows]
+                chosen[logprobs] += engine.step(sequence, part, len(part), params).tokens
+            engine.release(sequence)
+        assert chosen[0] == chosen[1]
+        if settings.get("temperature") and settings["top_k"] > 1:
+            assert len(set(chosen[0])) > 20, "samples that are all alike tell nothing"
+
+
+def test_the_logits_of_a_pass_that_left_some_out_are_not_given(demo: Model, tokens: list[int]) -> None:
+    sequence = demo.engine.create()
+    demo.engine.step(sequence, tokens[:4], 1, SamplingParams())
+    with pytest.raises(_native.InputError, match="only the largest logits exactly"):
+        demo.engine.last_logits()
+    demo.engine.release(sequence)
