@@ -1,0 +1,162 @@
+"""The drafter that fits a target: its configuration, first weights, and the clusters of its centroid head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.config import DrafterConfig, LayerKind, ModelConfig, RopeConfig
+from gemma_mtp.errors import SettingsError
+from gemma_mtp.training.optimise import initial_weights
+
+TOKENS_A_CENTROID = 16  # their number is a multiple of this, for which the native head is made
+
+
+def drafter_config(
+    target: ModelConfig,
+    *,
+    hidden: int = 256,
+    layers: int = 4,
+    mlp_width: int | None = None,
+    centroids: int | None = None,
+    active: int = 32,
+) -> dict[str, Any]:
+    """config.json of a drafter for `target`, as transformers has it: sliding layers, and one of full attention last.
+
+    Sizes of heads and rotation are those of the target's layers whose keys it reads. centroids: how many its head has,
+    of which the `active` best are looked into; None: it scores every token. Raises SettingsError.
+    """
+    full, sliding = _source(target, "full"), _source(target, "sliding")
+    text: dict[str, Any] = {
+        "model_type": "gemma4_text",
+        "hidden_size": hidden,
+        "vocab_size": target.vocab,
+        "vocab_size_per_layer_input": 0,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": mlp_width or 2 * hidden,
+        "num_hidden_layers": layers,
+        "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"],
+        "num_kv_shared_layers": 0,
+        "num_attention_heads": full.heads,
+        "num_key_value_heads": sliding.kv_heads,
+        "head_dim": sliding.head_dim,
+        "global_head_dim": full.head_dim,
+        "sliding_window": sliding.window,
+        "max_position_embeddings": target.context,
+        "rms_norm_eps": target.eps,
+        "rope_parameters": {
+            "full_attention": _rope(full.rope, full.head_dim),
+            "sliding_attention": _rope(sliding.rope, sliding.head_dim),
+        },
+        "bos_token_id": target.bos,
+        "eos_token_id": list(target.eos),
+        "pad_token_id": target.pad,
+        "tie_word_embeddings": True,
+    }
+    if full.kv_heads != sliding.kv_heads:
+        text |= {"attention_k_eq_v": True, "num_global_key_value_heads": full.kv_heads}
+    config: dict[str, Any] = {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": target.hidden,
+        "use_ordered_embeddings": centroids is not None,
+        "tie_word_embeddings": True,
+        "text_config": text,
+    }
+    if centroids is not None:
+        if target.vocab % (TOKENS_A_CENTROID * centroids):
+            raise SettingsError(
+                f"{centroids} centroids cannot share {target.vocab} tokens in sixteens: "
+                f"use a number that divides {target.vocab // TOKENS_A_CENTROID}."
+            )
+        config |= {"num_centroids": centroids, "centroid_intermediate_top_k": min(active, centroids)}
+    parsed = config_from_hf(config, "the drafter's configuration")
+    assert isinstance(parsed, DrafterConfig)
+    parsed.check_target(target)
+    return config
+
+
+def first_weights(config: DrafterConfig, output_embedding: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """Weights to start from: random, but for the embedding and the centroids.
+
+    output_embedding: float32 [vocab, backbone_hidden], the target's. The drafter's is its projection onto as many
+    principal directions as fit, so that tokens the target tells apart poorly start out close together here too.
+    """
+    weights = initial_weights(config, seed)
+    projected = _principal(output_embedding, config.hidden)
+    weights["embed"] = projected / projected.square().mean().sqrt() * config.hidden**-0.5
+    if config.centroids:
+        ordering, centroids = balanced_clusters(weights["embed"], config.centroids.count, seed)
+        weights["token_ordering"], weights["centroids"] = ordering, centroids
+    return weights
+
+
+def balanced_clusters(vectors: Tensor, count: int, seed: int = 0, rounds: int = 8) -> tuple[Tensor, Tensor]:
+    """k-means with clusters of one size: the vectors' indices, cluster by cluster, and the centres [count, width].
+
+    Each round every vector asks for its nearest centre that still has room; those that would lose most by going
+    elsewhere, by the distance between their two nearest, choose first.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = len(vectors) // count
+    centres = vectors[torch.randperm(len(vectors), generator=generator)[:count]].clone()
+    members = torch.empty(count, size, dtype=torch.long)
+    for _ in range(rounds):
+        members = _fill(torch.cdist(vectors, centres), size)
+        centres = vectors[members].mean(1)
+    return members.flatten(), centres
+
+
+def _fill(distances: Tensor, size: int) -> Tensor:
+    """int64 [clusters, size]: a cluster for each vector, from distances [vectors, clusters]."""
+    count = distances.shape[1]
+    room = torch.full((count,), size)
+    members = torch.empty(count, size, dtype=torch.long)
+    waiting = torch.arange(len(distances))
+    while len(waiting):
+        open_clusters = room.nonzero().flatten()
+        near = distances[waiting][:, open_clusters].topk(min(2, len(open_clusters)), largest=False)
+        urgency = near.values[:, -1] - near.values[:, 0]
+        first = open_clusters[near.indices[:, 0]]
+        left: list[Tensor] = []
+        for cluster in first.unique().tolist():
+            asking = (first == cluster).nonzero().flatten()
+            asking = asking[urgency[asking].argsort(descending=True)]
+            taken, rest = asking[: room[cluster]], asking[room[cluster] :]
+            begin = size - int(room[cluster])
+            members[cluster, begin : begin + len(taken)] = waiting[taken]
+            room[cluster] -= len(taken)
+            left.append(waiting[rest])
+        waiting = torch.cat(left)
+    return members
+
+
+def _principal(x: Tensor, width: int) -> Tensor:
+    """[rows, width]: x [rows, columns] along its `width` principal directions; further columns, if any, are random."""
+    columns = x.shape[1]
+    _, directions = torch.linalg.eigh(x.T @ x)  # ascending
+    along = x @ directions.flip(1)[:, :width]
+    if width > columns:
+        generator = torch.Generator().manual_seed(0)
+        rest = torch.randn(len(x), width - columns, generator=generator) * along.std() * 0.1
+        along = torch.cat([along, rest], 1)
+    return along
+
+
+def _source(target: ModelConfig, kind: LayerKind) -> Any:
+    source = target.kv_source(kind)
+    if source is None:
+        raise SettingsError(f"The target has no layers of {kind} attention, which a drafter reads.")
+    return target.layers[source]
+
+
+def _rope(rope: RopeConfig, head_dim: int) -> dict[str, Any]:
+    described: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.factor != 1:
+        described |= {"rope_type": "linear", "factor": rope.factor}
+    if rope.pairs < head_dim // 2:
+        described |= {"rope_type": "proportional", "partial_rotary_factor": 2 * rope.pairs / head_dim}
+    return described
