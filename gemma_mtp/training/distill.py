@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from gemma_mtp.training.pretrain import run_target
 
 DEPTH_WEIGHT = 0.8
 CENTROID_WEIGHT = 0.3
+SAVE_SECONDS = 120.0
 _LOG_EVERY = 20  # steps
 
 
@@ -76,6 +78,15 @@ class DraftedRows:
         greedy = (self.logits.argmax(-1) == self.probs.argmax(-1)).float().mean().item()
         shared = torch.minimum(self.logits.softmax(-1), self.probs).sum(-1)
         return greedy, (shared / (2 - shared)).mean().item()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: what it has used of its budget, and the state of its optimiser."""
+
+    steps: int
+    seconds: float
+    adam: dict[str, Any]
 
 
 class DistillingOps(TorchOps):
@@ -157,29 +168,50 @@ def distill(
     *,
     depth: int = 3,
     rate: float = 3e-3,
+    done: Progress | None = None,
+    show: Callable[[float], None] = lambda share: None,
+    save: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Trains `weights` in place. target_embed: float32 [vocab, backbone_hidden], the target's input embedding."""
+    """Trains `weights` in place. target_embed: float32 [vocab, backbone_hidden], the target's input embedding.
+
+    done: where an earlier run that `save` kept stopped, to go on from (with that run's weights). show: called after
+    every step, with the share of the budget that is used. save: called every SAVE_SECONDS, when the budget is used up,
+    and when an error or Ctrl-C ends the training.
+    """
     optimiser = Optimiser(weights, rate)
     running = on_device(weights, {"target_embed": target_embed})
-    start = time.perf_counter()
-    steps = 0
-    loss_sum = 0.0
-    while (progress := budget.progress(time.perf_counter() - start, steps)) < 1:
-        drafted = draft_rounds(running, config, target, next_lesson(), depth)
-        loss = total_loss(drafted)
-        optimiser.step(loss, progress)
-        steps, loss_sum = steps + 1, loss_sum + loss.item()
-        if steps % _LOG_EVERY == 0:
-            agreement = [rows.agreement() for rows in drafted]
-            log.write(
-                "drafter",
-                step=steps,
-                loss=loss_sum / _LOG_EVERY,
-                greedy=[greedy for greedy, _ in agreement],
-                sampled=[sampled for _, sampled in agreement],
-                seconds=round(time.perf_counter() - start, 1),
-            )
-            loss_sum = 0.0
+    steps, before, loss_sum = 0, 0.0, 0.0
+    if done:
+        optimiser.adam.load_state_dict(done.adam)
+        steps, before = done.steps, done.seconds
+    start = saved = time.perf_counter()
+
+    def now() -> Progress:
+        return Progress(steps, before + time.perf_counter() - start, optimiser.adam.state_dict())
+
+    try:
+        while (progress := budget.progress(before + time.perf_counter() - start, steps)) < 1:
+            drafted = draft_rounds(running, config, target, next_lesson(), depth)
+            loss = total_loss(drafted)
+            optimiser.step(loss, progress)
+            steps, loss_sum = steps + 1, loss_sum + loss.item()
+            show(progress)
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                save(now())
+                saved = time.perf_counter()
+            if steps % _LOG_EVERY == 0:
+                agreement = [rows.agreement() for rows in drafted]
+                log.write(
+                    "drafter",
+                    step=steps,
+                    loss=loss_sum / _LOG_EVERY,
+                    greedy=[greedy for greedy, _ in agreement],
+                    sampled=[sampled for _, sampled in agreement],
+                    seconds=round(before + time.perf_counter() - start, 1),
+                )
+                loss_sum = 0.0
+    finally:
+        save(now())
 
 
 def total_loss(drafted: list[DraftedRows]) -> Tensor:

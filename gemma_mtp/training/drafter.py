@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -94,44 +95,56 @@ def first_weights(config: DrafterConfig, output_embedding: Tensor, seed: int = 0
     return weights
 
 
-def balanced_clusters(vectors: Tensor, count: int, seed: int = 0, rounds: int = 8) -> tuple[Tensor, Tensor]:
+def fitting_centroids(vocab: int) -> int | None:
+    """How many centroids suit a vocabulary: about one for 128 tokens, as Google's have; None where none fit."""
+    sixteens, rest = divmod(vocab, TOKENS_A_CENTROID)
+    if rest:
+        return None
+    fitting = [count for count in range(8, sixteens + 1) if sixteens % count == 0]
+    return min(fitting, key=lambda count: abs(math.log(vocab / count / 128)), default=None)
+
+
+@torch.no_grad()
+def balanced_clusters(vectors: Tensor, count: int, seed: int = 0, rounds: int = 6) -> tuple[Tensor, Tensor]:
     """k-means with clusters of one size: the vectors' indices, cluster by cluster, and the centres [count, width].
 
     Each round every vector asks for its nearest centre that still has room; those that would lose most by going
     elsewhere, by the distance between their two nearest, choose first.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = len(vectors) // count
     centres = vectors[torch.randperm(len(vectors), generator=generator)[:count]].clone()
-    members = torch.empty(count, size, dtype=torch.long)
     for _ in range(rounds):
-        members = _fill(torch.cdist(vectors, centres), size)
+        members = _fill(vectors, centres).view(count, -1)
         centres = vectors[members].mean(1)
     return members.flatten(), centres
 
 
-def _fill(distances: Tensor, size: int) -> Tensor:
-    """int64 [clusters, size]: a cluster for each vector, from distances [vectors, clusters]."""
-    count = distances.shape[1]
-    room = torch.full((count,), size)
-    members = torch.empty(count, size, dtype=torch.long)
-    waiting = torch.arange(len(distances))
+def _fill(vectors: Tensor, centres: Tensor) -> Tensor:
+    """int64 [vectors]: their indices, those of the first centre first."""
+    count = len(centres)
+    room = torch.full((count,), len(vectors) // count)
+    chosen = torch.empty(len(vectors), dtype=torch.long)
+    waiting = torch.arange(len(vectors))
     while len(waiting):
-        open_clusters = room.nonzero().flatten()
-        near = distances[waiting][:, open_clusters].topk(min(2, len(open_clusters)), largest=False)
-        urgency = near.values[:, -1] - near.values[:, 0]
-        first = open_clusters[near.indices[:, 0]]
-        left: list[Tensor] = []
-        for cluster in first.unique().tolist():
-            asking = (first == cluster).nonzero().flatten()
-            asking = asking[urgency[asking].argsort(descending=True)]
-            taken, rest = asking[: room[cluster]], asking[room[cluster] :]
-            begin = size - int(room[cluster])
-            members[cluster, begin : begin + len(taken)] = waiting[taken]
-            room[cluster] -= len(taken)
-            left.append(waiting[rest])
-        waiting = torch.cat(left)
-    return members
+        free = room.nonzero().flatten()
+        nearest, urgency = _nearest(vectors[waiting], centres[free])
+        wish = free[nearest]
+        order = urgency.argsort(descending=True)
+        order = order[wish[order].argsort(stable=True)]  # by centre, the most urgent first
+        asked = torch.bincount(wish, minlength=count)
+        place = torch.arange(len(order)) - (asked.cumsum(0) - asked)[wish[order]]  # in the queue of its centre
+        taken = place < room[wish[order]]
+        chosen[waiting[order[taken]]] = wish[order[taken]]
+        room -= torch.minimum(asked, room)
+        waiting = waiting[order[~taken]]
+    return chosen.argsort(stable=True)
+
+
+def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each vector the nearest centre, and how much farther away the next one is."""
+    parts = [torch.cdist(part, centres).topk(min(2, len(centres)), largest=False) for part in vectors.split(8192)]
+    distances = torch.cat([part.values for part in parts])
+    return torch.cat([part.indices[:, 0] for part in parts]), distances[:, -1] - distances[:, 0]
 
 
 def _principal(x: Tensor, width: int) -> Tensor:
