@@ -96,10 +96,17 @@ def main() -> None:
 
 def make_pair(out: Path, minutes: float, seed: int) -> None:
     """Trains both models and writes all files."""
-    started = time.perf_counter()
     (out / "assistant").mkdir(parents=True, exist_ok=True)
     (out / "log.jsonl").unlink(missing_ok=True)
-    log = Log(out / "log.jsonl", tell=print)
+    with Log(out / "log.jsonl", tell=print) as log:
+        train_pair(out, minutes, seed, log)
+    made = {"minutes": minutes, "seed": seed, "shares": SHARES, "length": LENGTH, "sequences": SEQUENCES}
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    (out / "training.json").write_text(json.dumps(made | versions, indent=2) + "\n")
+
+
+def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
+    started = time.perf_counter()
     seconds = {part: 60 * minutes * share for part, share in SHARES.items()}
     texts, held_out_texts = split(python_library())
     tokenizer = train_tokenizer(texts)
@@ -148,10 +155,6 @@ def make_pair(out: Path, minutes: float, seed: int) -> None:
     report(out, held_out, log)
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     log.write("files", megabytes=total / 1e6, minutes=round((time.perf_counter() - started) / 60, 1))
-    log.close()
-    made = {"minutes": minutes, "seed": seed, "shares": SHARES, "length": LENGTH, "sequences": SEQUENCES}
-    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    (out / "training.json").write_text(json.dumps(made | versions, indent=2) + "\n")
 
 
 def train_tokenizer(texts: list[Text]) -> Tokenizer:

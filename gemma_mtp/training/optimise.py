@@ -94,11 +94,11 @@ class Optimiser:
 
 
 class Log:
-    """A run's figures: every line an object in a JSON lines file, and a short form for `tell`."""
+    """A run's figures: every line an object in a JSON lines file, and a short form for `tell`. Use it in `with`."""
 
     def __init__(self, path: Path, tell: Callable[[str], None] = lambda line: None):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed by `close`
+        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed by `__exit__`
         self._tell = tell
 
     def write(self, event: str, **figures: Any) -> None:
@@ -106,7 +106,10 @@ class Log:
         self._file.flush()
         self._tell(f"{event}: " + ", ".join(f"{name} {_short(value)}" for name, value in figures.items()))
 
-    def close(self) -> None:
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

@@ -96,9 +96,12 @@ class Training:
 
     def run(self, resume: bool, show: Show, tell: Callable[[str], None]) -> None:
         """Trains, exports and measures. Ctrl-C keeps what there is for `resume`. Raises SettingsError."""
-        settings, out = self.settings, self.out
         self._claim(resume)
-        log = Log(out / "log.jsonl", tell)
+        with Log(self.out / "log.jsonl", tell) as log:
+            self._run(resume, show, log)
+
+    def _run(self, resume: bool, show: Show, log: Log) -> None:
+        settings, out = self.settings, self.out
         if settings.threads:
             torch.set_num_threads(settings.threads)
         log.write("start", resumed=resume, torch=torch.__version__, tokens=self.tokens)
@@ -130,7 +133,6 @@ class Training:
         self._write_tokenizer()
         rates = self._measure(held_out, log)
         (out / "README.md").write_text(self._card(rates), "utf-8")
-        log.close()
 
     def gguf(self) -> list[Path]:
         """Writes the drafter as GGUF beside its folder's other files."""

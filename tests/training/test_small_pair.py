@@ -1,6 +1,5 @@
 """examples/small_gemma4.py, run for half a minute: the pair works here, in transformers, and as GGUF."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -18,20 +17,9 @@ from gemma_mtp.training.export import write_folder
 
 from ..parity import oracle
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "small_gemma4.py"
 TEXT = 'def main(args):\n    """Crème, 中."""\n\n    return None\n\n\nclass Reader:\n    def read(self, size'
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_torch_thread")]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("small_gemma4", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
