@@ -36,14 +36,15 @@ def train(
     The target continues pieces of the data, its states are kept in DIR/states, and a drafter learns to say what it
     says. Ctrl-C keeps what there is; --resume goes on. DIR becomes a folder that transformers loads too.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise SettingsError("Training needs PyTorch: run `pip install 'gemma-mtp[train]'`.") from None
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from gemma_mtp.training.train import Training, TrainSettings
+    try:
+        from gemma_mtp.training.train import Training, TrainSettings
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        raise SettingsError("Training needs PyTorch: run `pip install 'gemma-mtp[train]'`.") from None
 
     settings = TrainSettings(
         target=target,
