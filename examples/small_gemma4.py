@@ -138,8 +138,8 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
     drafter = config_from_hf(described)
     assert isinstance(drafter, DrafterConfig)
     target_weights = rounded(weights)
-    drafter_weights = first_weights(drafter, target_weights["embed"], seed)
     running = on_device(target_weights)
+    drafter_weights = first_weights(drafter, target, running, seed)
     own_windows = Windows(own, LENGTH, BOS, seed)
 
     def next_lesson():

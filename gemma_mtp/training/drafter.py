@@ -11,6 +11,7 @@ from torch import Tensor
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.config import DrafterConfig, LayerKind, ModelConfig, RopeConfig
 from gemma_mtp.errors import SettingsError
+from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.optimise import initial_weights
 
 TOKENS_A_CENTROID = 16  # their number is a multiple of this, for which the native head is made
@@ -80,14 +81,22 @@ def drafter_config(
     return config
 
 
-def first_weights(config: DrafterConfig, output_embedding: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """Weights to start from: random, but for the embedding and the centroids.
+@torch.no_grad()
+def first_weights(
+    config: DrafterConfig, target: ModelConfig, of_target: TorchWeights, seed: int = 0
+) -> dict[str, Tensor]:
+    """Weights to start from: random, but for the embedding, the centroids, and the size of queries.
 
-    output_embedding: float32 [vocab, backbone_hidden], the target's. The drafter's is its projection onto as many
-    principal directions as fit, so that tokens the target tells apart poorly start out close together here too.
+    The embedding is the target's output embedding, projected onto as many principal directions as fit, so that tokens
+    the target tells apart poorly start out close together here too. Queries are normed as those of the target's layer
+    that made the keys, with the factor that the target's attention has and a drafter's has not.
     """
     weights = initial_weights(config, seed)
-    projected = _principal(output_embedding, config.hidden)
+    for i, layer in enumerate(config.layers):
+        of_source = of_target[f"{target.kv_source(layer.kind)}.q_norm"]
+        weights[f"{i}.q_norm"] = of_source.detach() * (target.attention_scale / config.attention_scale)
+    embedding = of_target["embed" if target.tied_embedding else "lm_head"].detach()
+    projected = _principal(embedding.float(), config.hidden)
     weights["embed"] = projected / projected.square().mean().sqrt() * config.hidden**-0.5
     if config.centroids:
         ordering, centroids = balanced_clusters(weights["embed"], config.centroids.count, seed)

@@ -113,7 +113,7 @@ class Training:
             show("The target writes and computes", made / self.shards)
         embedding = weights["embed" if self.target.tied_embedding else "lm_head"]
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
-        drafter_weights = first_weights(self.drafter, embedding, settings.seed)
+        drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
         done = self._load(drafter_weights) if resume else None
         distill(
             self.drafter,

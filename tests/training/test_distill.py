@@ -55,7 +55,7 @@ def test_rounds_at_every_position_are_those_of_decoding(kind: str) -> None:
     target = target_of(kind)
     drafter = drafter_of(target)
     weights = on_device(initial_weights(target))
-    own = on_device(first_weights(drafter, weights["embed"]), {"target_embed": weights["embed"]})
+    own = on_device(first_weights(drafter, target, weights), {"target_embed": weights["embed"]})
     tokens = texts(2, 44)
     with torch.no_grad():
         steps = draft_rounds(own, drafter, target, lesson_of(weights, target, tokens), depth=3)
@@ -74,8 +74,9 @@ def test_rounds_at_every_position_are_those_of_decoding(kind: str) -> None:
 def test_a_few_candidates_are_scored_as_among_all() -> None:
     target = target_of("E2B")
     drafter = drafter_of(target, centroids=16, active=4)
-    weights = on_device(first_weights(drafter, torch.randn(256, 64)), {"target_embed": torch.randn(256, 64)})
-    lesson = lesson_of(on_device(initial_weights(target)), target, texts(1, 12))
+    of_target = on_device(initial_weights(target))
+    weights = on_device(first_weights(drafter, target, of_target), {"target_embed": of_target["embed"]})
+    lesson = lesson_of(of_target, target, texts(1, 12))
     some = torch.tensor([3, 200, 17])
     with torch.no_grad():
         rows = Pass(lesson.tokens[0, 1:9], 1, lesson.cache, outputs=8, hidden=lesson.hidden[0, :8])
@@ -90,9 +91,10 @@ def test_a_few_candidates_are_scored_as_among_all() -> None:
 def test_the_loss_falls_and_reaches_every_weight() -> None:
     target = target_of("E2B")
     drafter = drafter_of(target, centroids=16, active=4)
-    weights = first_weights(drafter, torch.randn(256, 64))
-    running = on_device(weights, {"target_embed": torch.randn(256, 64)})
-    lesson = lesson_of(on_device(initial_weights(target)), target, texts(2, 24))
+    of_target = on_device(initial_weights(target))
+    weights = first_weights(drafter, target, of_target)
+    running = on_device(weights, {"target_embed": of_target["embed"]})
+    lesson = lesson_of(of_target, target, texts(2, 24))
     optimiser = Optimiser(weights, rate=3e-3)
     losses = []
     for step in range(12):

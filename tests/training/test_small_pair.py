@@ -14,6 +14,7 @@ from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.training.drafter import first_weights
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_folder
+from gemma_mtp.training.optimise import initial_weights, on_device
 
 from ..parity import oracle
 
@@ -33,9 +34,10 @@ def pair(example: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_drafter_learns(pair: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(pair / "assistant")
+    target, config = open_checkpoint(pair).config, open_checkpoint(pair / "assistant").config
+    untrained = first_weights(config, target, on_device(initial_weights(target)))
     described = json.loads((pair / "assistant" / "config.json").read_text())
-    write_folder(tmp_path / "untrained", described, first_weights(checkpoint.config, torch.randn(4096, 192)))
+    write_folder(tmp_path / "untrained", described, untrained)
     params = SamplingParams(max_tokens=64, temperature=1.0)
     rates = {}
     for drafter in (pair / "assistant", tmp_path / "untrained"):

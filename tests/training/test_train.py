@@ -71,8 +71,9 @@ def target(
 
 def test_acceptance_rises_well_above_that_of_an_untrained_drafter(target: dict[str, Any], tmp_path: Path) -> None:
     described = json.loads((target["drafter"] / "config.json").read_text())
-    config = open_checkpoint(target["drafter"]).config
-    write_folder(tmp_path / "untrained", described, first_weights(config, torch.randn(VOCAB, 64)))
+    config, of_target = open_checkpoint(target["drafter"]).config, open_checkpoint(target["target"]).config
+    untrained = first_weights(config, of_target, on_device(initial_weights(of_target)))
+    write_folder(tmp_path / "untrained", described, untrained)
     rates = {}
     for drafter in (target["drafter"], tmp_path / "untrained"):
         model = Model.load(target["target"], drafter=drafter, threads=1)
