@@ -207,11 +207,20 @@ def distill(
                     loss=loss_sum / _LOG_EVERY,
                     greedy=[greedy for greedy, _ in agreement],
                     sampled=[sampled for _, sampled in agreement],
+                    reach=_reach(drafted[0], config),
                     seconds=round(before + time.perf_counter() - start, 1),
                 )
                 loss_sum = 0.0
     finally:
         save(now())
+
+
+def _reach(rows: DraftedRows, config: DrafterConfig) -> float:
+    """The target's probability of all tokens that the drafter's head can propose: of the centroids it chooses."""
+    if not config.centroids or rows.centroid_scores is None or rows.centroid_probs is None:
+        return 1.0
+    chosen = rows.centroid_scores.topk(config.centroids.active).indices
+    return rows.centroid_probs.gather(1, chosen).sum(1).mean().item()
 
 
 def total_loss(drafted: list[DraftedRows]) -> Tensor:

@@ -37,7 +37,7 @@ Show = Callable[[str, float], None]
 class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
     training, the making of the states not counted; hidden, layers: the drafter's; centroids: of its head, 0 scoring
-    every token and None what fits; length: tokens of a text; texts: of a step."""
+    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of a step."""
 
     target: str
     data: tuple[str, ...] = ()
@@ -47,6 +47,7 @@ class TrainSettings:
     hidden: int = 256
     layers: int = 4
     centroids: int | None = None
+    active: int = 32
     length: int = 384
     texts: int = 3
     depth: int = 3
@@ -66,7 +67,11 @@ class Training:
         self.target = self.checkpoint.config
         centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
         self.described = drafter_config(
-            self.target, hidden=settings.hidden, layers=settings.layers, centroids=centroids or None
+            self.target,
+            hidden=settings.hidden,
+            layers=settings.layers,
+            centroids=centroids or None,
+            active=settings.active,
         )
         drafter = config_from_hf(self.described)
         assert isinstance(drafter, DrafterConfig)
