@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gemma_mtp.cli import bench, convert, inspect, pull, run, serve, verify
+from gemma_mtp.cli import bench, convert, eval_drafter, inspect, pull, run, serve, train, verify
 from gemma_mtp.errors import GemmaMtpError
 
 app = typer.Typer(
@@ -18,8 +18,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="MODEL is 'demo' (Gemma 3 270M), a path, or owner/name[:file] on the Hugging Face hub; it defaults to demo.",
 )
-for command in (run.run, serve.serve, pull.pull, inspect.inspect, convert.convert, verify.verify, bench.bench):
+COMMANDS = (
+    run.run,
+    serve.serve,
+    pull.pull,
+    inspect.inspect,
+    convert.convert,
+    verify.verify,
+    bench.bench,
+    train.train,
+)
+for command in COMMANDS:
     app.command()(command)
+app.command("eval-drafter")(eval_drafter.eval_drafter)
 
 
 def show_version(wanted: bool) -> None:

@@ -34,6 +34,10 @@ _PLAIN_TYPES = {
 _LEFT_IN_FILE = {"ple_embed"}  # a table larger than the rest of the model, of which a pass reads a few rows
 
 
+Tokens = Sequence[int] | Tensor
+"""Token ids, one for each row; as a tensor int64 [rows]."""
+
+
 class TorchWeights:
     """A checkpoint's weights as tensors on a device: matrices in `dtype`, vectors in float32, token ids in int64.
 
@@ -57,13 +61,13 @@ class TorchWeights:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
-    def rows(self, name: str, tokens: Sequence[int]) -> Tensor:
+    def rows(self, name: str, tokens: Tokens) -> Tensor:
         """float32 [len(tokens), width]: rows of a matrix [vocab, width]."""
         if name not in self._in_file:
-            return self[name][torch.tensor(tokens, device=self.device)].float()
+            return F.embedding(torch.as_tensor(tokens, device=self.device), self[name]).float()
         info = self._in_file[name]
         count, width = info.shape
-        data = info.data.reshape(count, -1)[list(tokens)].reshape(-1)
+        data = info.data.reshape(count, -1)[torch.as_tensor(tokens).tolist()].reshape(-1)
         values = _native.dequantize(info.type, data, len(tokens) * width)
         return torch.from_numpy(values.reshape(len(tokens), width)).to(self.device)
 
@@ -117,46 +121,54 @@ class GrowingCache:
 
 
 class PassCache:
-    """A cache of a single pass over a whole sequence, through which gradients flow."""
+    """A cache of a single pass over whole sequences of equal length, through which gradients flow.
 
-    def __init__(self) -> None:
+    Keys and values are [sequences, positions, kv_heads * head_dim] here. A drafter's pass may read them afterwards.
+    """
+
+    def __init__(self, sequences: int = 1) -> None:
+        self.sequences = sequences
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
         if start or layer in self._layers:
             raise ValueError("a PassCache holds one pass, which starts at position 0")
-        self._layers[layer] = (k, v)
+        self._layers[layer] = (k.unflatten(0, (self.sequences, -1)), v.unflatten(0, (self.sequences, -1)))
 
     def read(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         k, v = self._layers[layer]
-        return k[begin:end], v[begin:end]
+        return k[:, begin:end].flatten(0, 1), v[:, begin:end].flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The rows of one pass: consecutive positions of one sequence.
+    """The rows of one pass: consecutive positions of one sequence, or the same positions of several.
 
     tokens: one for each row, the first at position `start`. outputs: of how many rows, the last, results are wanted.
+    sequences: how many there are, their rows one sequence after another; the cache is then a PassCache of as many.
     invariant: no row's bits depend on the rows beside it. PyTorch's products promise that only for products of the
         same shape, so all such passes are padded to FIXED_ROWS rows, and attention goes row by row.
     hidden: float32 [rows, width], what the caller hands to the pass.
     """
 
-    tokens: Sequence[int]
+    tokens: Tokens
     start: int
     cache: Cache
     outputs: int
     invariant: bool = False
     hidden: Tensor | None = None
+    sequences: int = 1
 
     def __post_init__(self) -> None:
+        if len(self.tokens) % self.sequences or (self.sequences > 1 and self.outputs not in (0, len(self.tokens))):
+            raise ValueError("sequences of a pass are of equal length, and results are of all their rows or of none")
         if self.invariant and len(self.tokens) > FIXED_ROWS:
             raise ValueError(f"an invariant pass has at most {FIXED_ROWS} rows, not {len(self.tokens)}")
 
     @cached_property
-    def padded(self) -> list[int]:
+    def padded(self) -> Tokens:
         """The tokens of the rows that ops work on."""
-        return [*self.tokens, *[0] * (FIXED_ROWS - len(self.tokens) if self.invariant else 0)]
+        return [*self.tokens, *[0] * (FIXED_ROWS - len(self.tokens))] if self.invariant else self.tokens
 
     def kept(self, x: Tensor) -> Tensor:
         """The rows of x that the head is computed for: of an invariant pass all of them."""
@@ -273,15 +285,20 @@ class TorchOps:
     def _attend(
         self, q: Tensor, start: int, cache_layer: int, shape: LayerConfig, scale: float, behind: int
     ) -> Tensor:
-        """Attention of rows at consecutive positions from `start` on, over no more keys than they see together."""
-        rows, window = len(q), shape.window
+        """Attention of rows at consecutive positions from `start` on, over no more keys than they see together.
+
+        q: [sequences * rows, heads * head_dim].
+        """
+        sequences, window = self._pass.sequences, shape.window
+        rows = len(q) // sequences
         begin, end = max(0, start + 1 - window) if window else 0, start + rows - behind
         if begin >= end:
             return torch.zeros_like(q)
         k, v = self._pass.cache.read(cache_layer, begin, end)
         # The query heads that share a KV head lie one after another: together they are rows of one product.
-        queries = q.to(k.dtype).reshape(rows, shape.kv_heads, -1, shape.head_dim).permute(1, 2, 0, 3).flatten(1, 2)
-        k, v = (x.reshape(end - begin, shape.kv_heads, shape.head_dim).transpose(0, 1) for x in (k, v))
+        queries = q.to(k.dtype).reshape(sequences, rows, shape.kv_heads, -1, shape.head_dim)
+        queries = queries.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [sequences, KV heads, heads of each * rows, head_dim]
+        k, v = (x.reshape(sequences, end - begin, shape.kv_heads, shape.head_dim).transpose(1, 2) for x in (k, v))
         sees = None
         if rows > 1:
             position = torch.arange(start, start + rows, device=q.device)[:, None]
@@ -289,9 +306,9 @@ class TorchOps:
             sees = key <= position - behind
             if window:
                 sees = sees & (key > position - window)
-            sees = sees.repeat(queries.shape[1] // rows, 1)
-        y = F.scaled_dot_product_attention(queries[None], k[None], v[None], attn_mask=sees, scale=scale)[0]
-        return y.unflatten(1, (-1, rows)).permute(2, 0, 1, 3).reshape(q.shape).float()
+            sees = sees.repeat(queries.shape[2] // rows, 1)
+        y = F.scaled_dot_product_attention(queries, k, v, attn_mask=sees, scale=scale)
+        return y.unflatten(2, (-1, rows)).permute(0, 3, 1, 2, 4).reshape(q.shape).float()
 
     def _rope(self, head_dim: int, rope: RopeConfig) -> tuple[Tensor, Tensor]:
         """Cosines and sines [rows, 1, head_dim / 2] of the rows' angles, made once for all layers that turn alike."""
@@ -300,10 +317,10 @@ class TorchOps:
             exponents = np.arange(0, 2 * rope.pairs, 2, dtype=np.float32) / np.float32(head_dim)
             frequencies = np.zeros(head_dim // 2, np.float32)  # pairs that do not turn
             frequencies[: rope.pairs] = np.float32(1) / np.power(np.float32(rope.theta), exponents, dtype=np.float32)
-            start = self._pass.start
-            positions = np.arange(start, start + len(self._pass.padded), dtype=np.float32)
+            start, sequences = self._pass.start, self._pass.sequences
+            positions = np.arange(start, start + len(self._pass.padded) // sequences, dtype=np.float32)
             angles = torch.from_numpy(np.outer(positions, frequencies / np.float32(rope.factor)))
-            angles = angles[:, None].to(self._weights.device)
+            angles = angles[:, None].to(self._weights.device).repeat(sequences, 1, 1)
             self._ropes[key] = angles.cos(), angles.sin()
         return self._ropes[key]
 

@@ -1,0 +1,229 @@
+"""Trains a drafter to say what its target says, as it is used at run time.
+
+A round drafts from the newest token, at position p, with the target's hidden state of position p - 1. Step 1 proposes
+the token at p + 1, step j the one at p + j; from step 2 on the drafter is fed its own state. All steps of a round query
+from position p and see the target's keys before p. Here a round starts at every position of a text at once, and the
+token that step j is fed is the text's: on text that the target wrote itself, that is what an accepted draft is.
+
+The loss of a step is the cross-entropy to the target's distribution ("knowledge distillation", Hinton et al. 2015,
+arXiv 1503.02531), so it is least where the two agree; a step deeper counts DEPTH_WEIGHT times as much.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.models.assistant import draft_step
+from gemma_mtp.ops.torch import Pass, PassCache, TorchOps, TorchWeights
+from gemma_mtp.training.optimise import Budget, Log, Optimiser, on_device
+from gemma_mtp.training.pretrain import run_target
+
+DEPTH_WEIGHT = 0.8
+CENTROID_WEIGHT = 0.3
+SAVE_SECONDS = 120.0
+_LOG_EVERY = 20  # steps
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Texts and what the target computed of them.
+
+    tokens: int64 [sequences, length]; hidden: float32 [sequences, length, backbone_hidden], after the final norm;
+    cache: the target's keys and values. probs: float32 [sequences, length, candidates], of the token after each;
+    candidates: int64 [candidates], the tokens it is about (None: all of the vocabulary).
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    cache: PassCache
+    probs: Tensor
+    candidates: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DraftedRows:
+    """What a draft step gave at every position of a lesson, and what the target says there.
+
+    logits, probs: float32 [rows, candidates], the drafter's and the target's. centroid_scores, centroid_probs: float32
+    [rows, centroids], what the centroid head chooses by, and the target's probability of each centroid's tokens
+    together, which that should follow; None without such a head.
+    """
+
+    logits: Tensor
+    probs: Tensor
+    centroid_scores: Tensor | None
+    centroid_probs: Tensor | None
+
+    def loss(self) -> Tensor:
+        loss = F.cross_entropy(self.logits, self.probs)
+        if self.centroid_scores is not None and self.centroid_probs is not None:
+            loss = loss + CENTROID_WEIGHT * F.cross_entropy(self.centroid_scores, self.centroid_probs)
+        return loss
+
+    @torch.no_grad()
+    def agreement(self) -> tuple[float, float]:
+        """The share of rows where target and drafter agree: greedily, and sampled.
+
+        Sampled: tokens drawn from p and q with shared Gumbel noise are the same at least s / (2 - s) of the time, s
+        being the sum of min(p, q) (Daliri et al. 2024).
+        """
+        greedy = (self.logits.argmax(-1) == self.probs.argmax(-1)).float().mean().item()
+        shared = torch.minimum(self.logits.softmax(-1), self.probs).sum(-1)
+        return greedy, (shared / (2 - shared)).mean().item()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: what it has used of its budget, and the state of its optimiser."""
+
+    steps: int
+    seconds: float
+    adam: dict[str, Any]
+
+
+class DistillingOps(TorchOps):
+    """TorchOps whose head scores all tokens, or a given few, whatever head the drafter has: as training needs it.
+
+    centroid_scores: after a step of a drafter with a centroid head, what that head would choose by.
+    """
+
+    def __init__(self, weights: TorchWeights, eps: float, rows: Pass, candidates: Tensor | None):
+        super().__init__(weights, eps, rows)
+        self._candidates = candidates
+        self.centroid_scores: Tensor | None = None
+
+    def logits(self, x: Tensor, weight: str) -> Tensor:
+        matrix = self._weights[weight]
+        return self._times(x, matrix if self._candidates is None else matrix[self._candidates])
+
+    def centroid_logits(self, x: Tensor, centroids: str, ordering: str, weight: str, active: int) -> Tensor:
+        self.centroid_scores = self._times(x, self._weights[centroids])
+        return self.logits(x, weight)
+
+
+@torch.no_grad()
+def lesson_of(weights: TorchWeights, config: ModelConfig, tokens: Tensor) -> Lesson:
+    """What the target computes of int64 [sequences, length] tokens, over its whole vocabulary."""
+    decoded, cache = run_target(weights, config, tokens)
+    probs = decoded.logits.softmax(-1).unflatten(0, tokens.shape)
+    return Lesson(tokens, decoded.hidden.unflatten(0, tokens.shape), cache, probs)
+
+
+def draft_rounds(
+    weights: TorchWeights, config: DrafterConfig, target: ModelConfig, lesson: Lesson, depth: int
+) -> list[DraftedRows]:
+    """The steps of rounds that start at every position of the lesson that has `depth` tokens after it.
+
+    weights: the drafter's, and the target's embedding as "target_embed".
+    """
+    sequences, length = lesson.tokens.shape
+    rounds = length - depth  # of each sequence, at positions 1 to rounds
+    if rounds < 1:
+        raise ValueError(f"a text of {length} tokens has no place for rounds of {depth}")
+    state = lesson.hidden[:, :rounds].flatten(0, 1)
+    of_centroids = centroid_probs(weights, config, lesson) if config.centroids else None
+    steps = []
+    for step in range(depth):
+        newest = lesson.tokens[:, 1 + step : 1 + step + rounds].flatten()
+        rows = Pass(newest, 1, lesson.cache, outputs=len(newest), hidden=state, sequences=sequences)
+        ops = DistillingOps(weights, config.eps, rows, lesson.candidates)
+        drafted = draft_step(ops, config, target)
+        state = drafted.hidden
+        place = slice(1 + step, 1 + step + rounds)
+        probs = lesson.probs[:, place].flatten(0, 1)
+        together = None if of_centroids is None else of_centroids[:, place].flatten(0, 1)
+        steps.append(DraftedRows(drafted.logits, probs, ops.centroid_scores, together))
+    return steps
+
+
+@torch.no_grad()
+def centroid_probs(weights: TorchWeights, config: DrafterConfig, lesson: Lesson) -> Tensor:
+    """float32 [sequences, length, centroids]: the target's probability of each centroid's tokens together."""
+    assert config.centroids
+    ordering, count = weights["token_ordering"], config.centroids.count
+    if lesson.candidates is None:
+        return lesson.probs[..., ordering].unflatten(-1, (count, -1)).sum(-1)
+    of_token = torch.empty_like(ordering)
+    of_token[ordering] = torch.arange(len(ordering), device=ordering.device) // (len(ordering) // count)
+    of_candidate = F.one_hot(of_token[lesson.candidates], count).float()
+    return lesson.probs @ of_candidate
+
+
+def distill(
+    config: DrafterConfig,
+    weights: dict[str, Tensor],
+    target: ModelConfig,
+    target_embed: Tensor,
+    next_lesson: Callable[[], Lesson],
+    budget: Budget,
+    log: Log,
+    *,
+    depth: int = 3,
+    rate: float = 3e-3,
+    done: Progress | None = None,
+    show: Callable[[float], None] = lambda share: None,
+    save: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Trains `weights` in place. target_embed: float32 [vocab, backbone_hidden], the target's input embedding.
+
+    done: where an earlier run that `save` kept stopped, to go on from (with that run's weights). show: called after
+    every step, with the share of the budget that is used. save: called every SAVE_SECONDS, when the budget is used up,
+    and when an error or Ctrl-C ends the training.
+    """
+    optimiser = Optimiser(weights, rate)
+    running = on_device(weights, {"target_embed": target_embed})
+    steps, before, loss_sum = 0, 0.0, 0.0
+    if done:
+        optimiser.adam.load_state_dict(done.adam)
+        steps, before = done.steps, done.seconds
+    start = saved = time.perf_counter()
+
+    def now() -> Progress:
+        return Progress(steps, before + time.perf_counter() - start, optimiser.adam.state_dict())
+
+    try:
+        while (progress := budget.progress(before + time.perf_counter() - start, steps)) < 1:
+            drafted = draft_rounds(running, config, target, next_lesson(), depth)
+            loss = total_loss(drafted)
+            optimiser.step(loss, progress)
+            steps, loss_sum = steps + 1, loss_sum + loss.item()
+            show(progress)
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                save(now())
+                saved = time.perf_counter()
+            if steps % _LOG_EVERY == 0:
+                agreement = [rows.agreement() for rows in drafted]
+                log.write(
+                    "drafter",
+                    step=steps,
+                    loss=loss_sum / _LOG_EVERY,
+                    greedy=[greedy for greedy, _ in agreement],
+                    sampled=[sampled for _, sampled in agreement],
+                    reach=_reach(drafted[0], config),
+                    seconds=round(before + time.perf_counter() - start, 1),
+                )
+                loss_sum = 0.0
+    finally:
+        save(now())
+
+
+def _reach(rows: DraftedRows, config: DrafterConfig) -> float:
+    """The target's probability of all tokens that the drafter's head can propose: of the centroids it chooses."""
+    if not config.centroids or rows.centroid_scores is None or rows.centroid_probs is None:
+        return 1.0
+    chosen = rows.centroid_scores.topk(config.centroids.active).indices
+    return rows.centroid_probs.gather(1, chosen).sum(1).mean().item()
+
+
+def total_loss(drafted: list[DraftedRows]) -> Tensor:
+    """The mean over the steps of a round, a deeper one counting DEPTH_WEIGHT times the one before."""
+    factors = [DEPTH_WEIGHT**step for step in range(len(drafted))]
+    return torch.stack([f * rows.loss() for f, rows in zip(factors, drafted, strict=True)]).sum() / sum(factors)

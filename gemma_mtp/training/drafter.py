@@ -1,0 +1,184 @@
+"""The drafter that fits a target: its configuration, first weights, and the clusters of its centroid head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.config import DrafterConfig, LayerKind, ModelConfig, RopeConfig
+from gemma_mtp.errors import SettingsError
+from gemma_mtp.ops.torch import TorchWeights
+from gemma_mtp.training.optimise import initial_weights
+
+TOKENS_A_CENTROID = 16  # their number is a multiple of this, for which the native head is made
+
+
+def drafter_config(
+    target: ModelConfig,
+    *,
+    hidden: int = 256,
+    layers: int = 4,
+    mlp_width: int | None = None,
+    centroids: int | None = None,
+    active: int = 32,
+) -> dict[str, Any]:
+    """config.json of a drafter for `target`, as transformers has it: sliding layers, and one of full attention last.
+
+    Sizes of heads and rotation are those of the target's layers whose keys it reads. centroids: how many its head has,
+    of which the `active` best are looked into; None: it scores every token. Raises SettingsError.
+    """
+    full, sliding = _source(target, "full"), _source(target, "sliding")
+    text: dict[str, Any] = {
+        "model_type": "gemma4_text",
+        "hidden_size": hidden,
+        "vocab_size": target.vocab,
+        "vocab_size_per_layer_input": 0,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": mlp_width or 2 * hidden,
+        "num_hidden_layers": layers,
+        "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"],
+        "num_kv_shared_layers": 0,
+        "num_attention_heads": full.heads,
+        "num_key_value_heads": sliding.kv_heads,
+        "head_dim": sliding.head_dim,
+        "global_head_dim": full.head_dim,
+        "sliding_window": sliding.window,
+        "max_position_embeddings": target.context,
+        "rms_norm_eps": target.eps,
+        "rope_parameters": {
+            "full_attention": _rope(full.rope, full.head_dim),
+            "sliding_attention": _rope(sliding.rope, sliding.head_dim),
+        },
+        "bos_token_id": target.bos,
+        "eos_token_id": list(target.eos),
+        "pad_token_id": target.pad,
+        "tie_word_embeddings": True,
+    }
+    if full.kv_heads != sliding.kv_heads:
+        text |= {"attention_k_eq_v": True, "num_global_key_value_heads": full.kv_heads}
+    config: dict[str, Any] = {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": target.hidden,
+        "use_ordered_embeddings": centroids is not None,
+        "tie_word_embeddings": True,
+        "text_config": text,
+    }
+    if centroids is not None:
+        if target.vocab % (TOKENS_A_CENTROID * centroids):
+            raise SettingsError(
+                f"{centroids} centroids cannot share {target.vocab} tokens in sixteens: "
+                f"use a number that divides {target.vocab // TOKENS_A_CENTROID}."
+            )
+        config |= {"num_centroids": centroids, "centroid_intermediate_top_k": min(active, centroids)}
+    parsed = config_from_hf(config, "the drafter's configuration")
+    assert isinstance(parsed, DrafterConfig)
+    parsed.check_target(target)
+    return config
+
+
+@torch.no_grad()
+def first_weights(
+    config: DrafterConfig, target: ModelConfig, of_target: TorchWeights, seed: int = 0
+) -> dict[str, Tensor]:
+    """Weights to start from: random, but for the embedding, the centroids, and the size of queries.
+
+    The embedding is the target's output embedding, projected onto as many principal directions as fit, so that tokens
+    the target tells apart poorly start out close together here too. Queries are normed as those of the target's layer
+    that made the keys, with the factor that the target's attention has and a drafter's has not.
+    """
+    weights = initial_weights(config, seed)
+    for i, layer in enumerate(config.layers):
+        of_source = of_target[f"{target.kv_source(layer.kind)}.q_norm"]
+        weights[f"{i}.q_norm"] = of_source.detach() * (target.attention_scale / config.attention_scale)
+    embedding = of_target["embed" if target.tied_embedding else "lm_head"].detach()
+    projected = _principal(embedding.float(), config.hidden)
+    weights["embed"] = projected / projected.square().mean().sqrt() * config.hidden**-0.5
+    if config.centroids:
+        ordering, centroids = balanced_clusters(weights["embed"], config.centroids.count, seed)
+        weights["token_ordering"], weights["centroids"] = ordering, centroids
+    return weights
+
+
+def fitting_centroids(vocab: int) -> int | None:
+    """How many centroids suit a vocabulary: about one for 128 tokens, as Google's have; None where none fit."""
+    sixteens, rest = divmod(vocab, TOKENS_A_CENTROID)
+    if rest:
+        return None
+    fitting = [count for count in range(8, sixteens + 1) if sixteens % count == 0]
+    return min(fitting, key=lambda count: abs(math.log(vocab / count / 128)), default=None)
+
+
+@torch.no_grad()
+def balanced_clusters(vectors: Tensor, count: int, seed: int = 0, rounds: int = 6) -> tuple[Tensor, Tensor]:
+    """k-means with clusters of one size: the vectors' indices, cluster by cluster, and the centres [count, width].
+
+    Each round every vector asks for its nearest centre that still has room; those that would lose most by going
+    elsewhere, by the distance between their two nearest, choose first.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centres = vectors[torch.randperm(len(vectors), generator=generator)[:count]].clone()
+    for _ in range(rounds):
+        members = _fill(vectors, centres).view(count, -1)
+        centres = vectors[members].mean(1)
+    return members.flatten(), centres
+
+
+def _fill(vectors: Tensor, centres: Tensor) -> Tensor:
+    """int64 [vectors]: their indices, those of the first centre first."""
+    count = len(centres)
+    room = torch.full((count,), len(vectors) // count)
+    chosen = torch.empty(len(vectors), dtype=torch.long)
+    waiting = torch.arange(len(vectors))
+    while len(waiting):
+        free = room.nonzero().flatten()
+        nearest, urgency = _nearest(vectors[waiting], centres[free])
+        wish = free[nearest]
+        order = urgency.argsort(descending=True)
+        order = order[wish[order].argsort(stable=True)]  # by centre, the most urgent first
+        asked = torch.bincount(wish, minlength=count)
+        place = torch.arange(len(order)) - (asked.cumsum(0) - asked)[wish[order]]  # in the queue of its centre
+        taken = place < room[wish[order]]
+        chosen[waiting[order[taken]]] = wish[order[taken]]
+        room -= torch.minimum(asked, room)
+        waiting = waiting[order[~taken]]
+    return chosen.argsort(stable=True)
+
+
+def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each vector the nearest centre, and how much farther away the next one is."""
+    parts = [torch.cdist(part, centres).topk(min(2, len(centres)), largest=False) for part in vectors.split(8192)]
+    distances = torch.cat([part.values for part in parts])
+    return torch.cat([part.indices[:, 0] for part in parts]), distances[:, -1] - distances[:, 0]
+
+
+def _principal(x: Tensor, width: int) -> Tensor:
+    """[rows, width]: x [rows, columns] along its `width` principal directions; further columns, if any, are random."""
+    columns = x.shape[1]
+    _, directions = torch.linalg.eigh(x.T @ x)  # ascending
+    along = x @ directions.flip(1)[:, :width]
+    if width > columns:
+        generator = torch.Generator().manual_seed(0)
+        rest = torch.randn(len(x), width - columns, generator=generator) * along.std() * 0.1
+        along = torch.cat([along, rest], 1)
+    return along
+
+
+def _source(target: ModelConfig, kind: LayerKind) -> Any:
+    source = target.kv_source(kind)
+    if source is None:
+        raise SettingsError(f"The target has no layers of {kind} attention, which a drafter reads.")
+    return target.layers[source]
+
+
+def _rope(rope: RopeConfig, head_dim: int) -> dict[str, Any]:
+    described: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.factor != 1:
+        described |= {"rope_type": "linear", "factor": rope.factor}
+    if rope.pairs < head_dim // 2:
+        described |= {"rope_type": "proportional", "partial_rotary_factor": 2 * rope.pairs / head_dim}
+    return described

@@ -1,0 +1,60 @@
+"""How good a drafter is: acceptance at each depth, measured by decoding with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.model import Model
+
+REPEAT = 16  # tokens: a text that says so many again is in a loop, which any drafter follows
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Counts over generations: rounds that drafted an i-th token and kept the ones before, and those that kept it."""
+
+    tried: list[int]
+    accepted: list[int]
+
+    @property
+    def rates(self) -> list[float]:
+        """Acceptance at depths 1, 2, ...; 0 where nothing was tried."""
+        return [kept / tried if tried else 0.0 for kept, tried in zip(self.accepted, self.tried, strict=True)]
+
+
+def acceptance(
+    model: Model, prompts: Sequence[Sequence[int]], params: SamplingParams, depth: int = 3, loops: bool = True
+) -> Acceptance:
+    """Of the model's drafter at a fixed depth. loops: also count text from where it repeats REPEAT tokens of itself."""
+    tried, accepted = [0] * depth, [0] * depth
+    for number, prompt in enumerate(prompts):
+        own = replace(params, seed=params.seed + number, ignore_eos=True)
+        generation = model.generate(prompt, own, draft=depth)
+        if not loops and (length := before_loop(generation.tokens)) < len(generation.tokens):
+            generation = model.generate(prompt, replace(own, max_tokens=length), draft=depth)
+        for i, (kept, of) in enumerate(
+            zip(generation.stats.accepted_per_depth, generation.stats.tried_per_depth, strict=True)
+        ):
+            tried[i] += of
+            accepted[i] += kept
+    return Acceptance(tried, accepted)
+
+
+def before_loop(tokens: Sequence[int]) -> int:
+    """How many tokens come before the first REPEAT of them that occurred before."""
+    seen: set[tuple[int, ...]] = set()
+    for end in range(REPEAT, len(tokens) + 1):
+        run = tuple(tokens[end - REPEAT : end])
+        if run in seen:
+            return end - REPEAT
+        seen.add(run)
+    return len(tokens)
+
+
+def speed_up(model: Model, prompt: Sequence[int], params: SamplingParams, repeats: int = 2) -> float:
+    """Tokens per second with drafting over those without; the fastest of `repeats` counts of each."""
+    own = replace(params, ignore_eos=True)
+    plain = max(model.generate(prompt, own, draft="off").stats.tokens_per_second for _ in range(repeats))
+    return max(model.generate(prompt, own, draft="auto").stats.tokens_per_second for _ in range(repeats)) / plain

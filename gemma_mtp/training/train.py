@@ -1,0 +1,225 @@
+"""`gemma-mtp train`: from a target and data to a drafter's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_mtp.checkpoints.convert import convert
+from gemma_mtp.checkpoints.files import written_whole
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.checkpoints.hub import resolve
+from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
+from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.errors import SettingsError
+from gemma_mtp.model import Model
+from gemma_mtp.ops.torch import TorchWeights
+from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
+from gemma_mtp.training.distill import Progress, distill
+from gemma_mtp.training.drafter import drafter_config, first_weights, fitting_centroids
+from gemma_mtp.training.evaluate import acceptance
+from gemma_mtp.training.export import write_folder
+from gemma_mtp.training.optimise import Budget, Log
+from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_token, make_shards
+
+Show = Callable[[str, float], None]
+"""Told what is being done, and the share of it that is done."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
+    training, the making of the states not counted; hidden, layers: the drafter's; centroids: of its head, 0 scoring
+    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of a step."""
+
+    target: str
+    data: tuple[str, ...] = ()
+    tokens: int = 400_000
+    gigabytes: float = 4.0
+    minutes: float = 30.0
+    hidden: int = 256
+    layers: int = 4
+    centroids: int | None = None
+    active: int = 32
+    length: int = 384
+    texts: int = 3
+    depth: int = 3
+    rate: float = 2e-3
+    seed: int = 0
+    threads: int | None = None
+
+
+class Training:
+    """One run, in a folder that it can be taken up from again."""
+
+    def __init__(self, settings: TrainSettings, out: Path):
+        self.settings, self.out = settings, out
+        self.checkpoint: Checkpoint = open_checkpoint(resolve(settings.target))
+        if not isinstance(self.checkpoint.config, ModelConfig):
+            raise SettingsError(f"{settings.target} is a drafter: train one for a target.")
+        self.target = self.checkpoint.config
+        centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
+        self.described = drafter_config(
+            self.target,
+            hidden=settings.hidden,
+            layers=settings.layers,
+            centroids=centroids or None,
+            active=settings.active,
+        )
+        drafter = config_from_hf(self.described)
+        assert isinstance(drafter, DrafterConfig)
+        self.drafter = drafter
+        shard = TEXTS_A_SHARD * settings.length
+        room = int(settings.gigabytes * 1e9) // (bytes_a_token(self.target) * shard)
+        if not room:
+            raise SettingsError(f"{settings.gigabytes} GB hold not even one shard of states: give more.")
+        self.shards = max(1, min(room, settings.tokens // shard))
+        self.tokens = self.shards * shard
+
+    def plan(self) -> str:
+        """What a run will do, for people."""
+        settings, drafter = self.settings, self.drafter
+        head = f"{drafter.centroids.count} centroids" if drafter.centroids else "a full head"
+        disk = self.tokens * bytes_a_token(self.target) / 1e9
+        target = f"{self.target.family}, hidden {self.target.hidden}, {self.target.vocab} tokens"
+        lines = [
+            f"Target   {settings.target}: {target}",
+            f"Drafter  {settings.layers} layers, hidden {drafter.hidden}, {head}",
+            f"Data     {', '.join(settings.data) or 'the Python standard library'}",
+            f"Tokens   {self.tokens:,}, three quarters written by the target",
+            f"Disk     {disk:.2f} GB in {self.out / 'states'} (at most {settings.gigabytes:g} GB)",
+            f"Time     {settings.minutes:g} minutes of training after the states are made",
+        ]
+        return "\n".join(lines)
+
+    def run(self, resume: bool, show: Show, tell: Callable[[str], None]) -> None:
+        """Trains, exports and measures. Ctrl-C keeps what there is for `resume`. Raises SettingsError."""
+        self._claim(resume)
+        with Log(self.out / "log.jsonl", tell) as log:
+            self._run(resume, show, log)
+
+    def _run(self, resume: bool, show: Show, log: Log) -> None:
+        settings, out = self.settings, self.out
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        log.write("start", resumed=resume, torch=torch.__version__, tokens=self.tokens)
+        model = Model.load(settings.target, drafter="none", threads=settings.threads)
+        texts, held_out = self._streams(model)
+        weights = TorchWeights(self.checkpoint.weights, torch.device("cpu"), torch.float32)
+        recipe = Recipe(settings.length, settings.seed)
+        for made in make_shards(out / "states", self.shards, model, weights, texts, recipe):
+            show("The target writes and computes", made / self.shards)
+        embedding = weights["embed" if self.target.tied_embedding else "lm_head"]
+        lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
+        drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
+        done = self._load(drafter_weights) if resume else None
+        distill(
+            self.drafter,
+            drafter_weights,
+            self.target,
+            weights["embed"],
+            lessons.next,
+            Budget(seconds=settings.minutes * 60),
+            log,
+            depth=settings.depth,
+            rate=settings.rate,
+            done=done,
+            show=lambda share: show("The drafter learns", share),
+            save=lambda progress: self._save(drafter_weights, progress),
+        )
+        write_folder(out, self.described, drafter_weights)
+        self._write_tokenizer()
+        rates = self._measure(held_out, log)
+        (out / "README.md").write_text(self._card(rates), "utf-8")
+
+    def gguf(self) -> list[Path]:
+        """Writes the drafter as GGUF beside its folder's other files."""
+        return convert(self.out, self.out / f"{self.out.resolve().name}.gguf", force=True)
+
+    def _claim(self, resume: bool) -> None:
+        """Makes the folder a run's, or makes sure that it is this run's."""
+        described = json.dumps(asdict(self.settings), indent=2) + "\n"
+        path = self.out / "training.json"
+        if path.exists() and not resume:
+            raise SettingsError(f"{self.out} holds a training already: go on with --resume, or give another folder.")
+        if resume and not path.exists():
+            raise SettingsError(f"{self.out} holds no training to resume.")
+        if resume:
+            earlier, free = json.loads(path.read_text()), ("minutes", "threads")  # these may change
+            asked = json.loads(described)
+            if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
+                raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(described)
+
+    def _streams(self, model: Model) -> tuple[Windows, Windows]:
+        settings = self.settings
+        texts: list[Text] = read_texts([Path(path) for path in settings.data]) if settings.data else python_library()
+        train, held_out = split(texts)
+        if not held_out:  # few and large texts: their ends are held out
+            cut = [(text.name, text.content, int(0.95 * len(text.content))) for text in texts]
+            train = [Text(name, content[:end]) for name, content, end in cut]
+            held_out = [Text(name, content[end:]) for name, content, end in cut]
+        end = self.target.eos[0]
+
+        def encode(text: str) -> list[int]:
+            return model.tokenize(text)[1:]
+
+        return (
+            Windows(token_stream(train, encode, end), settings.length, self.target.bos, settings.seed),
+            Windows(token_stream(held_out, encode, end), 48, self.target.bos, settings.seed),
+        )
+
+    def _save(self, weights: dict[str, torch.Tensor], progress: Progress) -> None:
+        state = {"weights": weights, "steps": progress.steps, "seconds": progress.seconds, "adam": progress.adam}
+        with written_whole(self.out / "progress.pt") as out:
+            torch.save(state, out)
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> Progress | None:
+        path = self.out / "progress.pt"
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        for name, value in state["weights"].items():
+            weights[name].data.copy_(value)
+        return Progress(state["steps"], state["seconds"], state["adam"])
+
+    def _write_tokenizer(self) -> None:
+        """The target's tokenizer beside the drafter, where the target is a folder: llama.cpp wants it."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            file = self.checkpoint.path / name
+            if self.checkpoint.path.is_dir() and file.is_file():
+                (self.out / name).write_bytes(file.read_bytes())
+
+    def _measure(self, held_out: Windows, log: Log) -> dict[str, list[float]]:
+        model = Model.load(self.settings.target, drafter=self.out, threads=self.settings.threads)
+        prompts = held_out.batch(16).tolist()
+        rates = {}
+        for name, temperature, loops in (
+            ("greedy", 0.0, True),
+            ("greedy, without loops", 0.0, False),
+            ("temperature 1", 1.0, True),
+        ):
+            params = SamplingParams(max_tokens=96, temperature=temperature)
+            rates[name] = acceptance(model, prompts, params, loops=loops).rates
+            log.write("acceptance on held-out text", decoding=name, rates=rates[name])
+        return rates
+
+    def _card(self, rates: dict[str, list[float]]) -> str:
+        rows = "\n".join(f"| {name} | {' | '.join(f'{rate:.2f}' for rate in of)} |" for name, of in rates.items())
+        return (
+            f"# A drafter for {self.settings.target}\n\n"
+            f"Made by `gemma-mtp train` on {time.strftime('%Y-%m-%d')}; settings in training.json, figures in "
+            f"log.jsonl.\n\n```\n{self.plan()}\n```\n\n"
+            "Acceptance on held-out text, of the tokens drafted at each depth after those before were kept:\n\n"
+            f"| decoding | depth 1 | depth 2 | depth 3 |\n|---|---|---|---|\n{rows}\n\n"
+            "It is trained on what its target says and derived from the target's embedding: the target's licence "
+            "applies to it.\n"
+        )

@@ -1,0 +1,132 @@
+"""Training runs the models as decoding does: in batches, and rounds at every position at once."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.errors import SettingsError
+from gemma_mtp.models.assistant import draft_step
+from gemma_mtp.ops.torch import Pass, TorchOps
+from gemma_mtp.training.distill import DistillingOps, centroid_probs, draft_rounds, lesson_of, total_loss
+from gemma_mtp.training.drafter import balanced_clusters, drafter_config, first_weights
+from gemma_mtp.training.evaluate import before_loop
+from gemma_mtp.training.optimise import Budget, Optimiser, initial_weights, on_device
+from gemma_mtp.training.pretrain import run_target
+
+from ..checkpoints.tiny import TARGETS
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+KINDS = ["gemma3", "gemma3 with scaled positions", "E2B", "12B unified", "26B-A4B", "31B"]
+
+
+def target_of(kind: str) -> ModelConfig:
+    config = config_from_hf(TARGETS[kind])
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def drafter_of(target: ModelConfig, **options: Any) -> DrafterConfig:
+    config = config_from_hf(drafter_config(target, hidden=32, layers=2, **options))
+    assert isinstance(config, DrafterConfig)
+    return config
+
+
+def texts(sequences: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 256, (sequences, length), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_of_a_pass_do_not_see_each_other(kind: str) -> None:
+    config = target_of(kind)
+    weights = on_device(initial_weights(config))
+    tokens = texts(3, 40)
+    with torch.no_grad():
+        together = run_target(weights, config, tokens)[0].logits.unflatten(0, tokens.shape)
+        for text, logits in zip(tokens, together, strict=True):
+            torch.testing.assert_close(logits, run_target(weights, config, text[None])[0].logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounds_at_every_position_are_those_of_decoding(kind: str) -> None:
+    target = target_of(kind)
+    drafter = drafter_of(target)
+    weights = on_device(initial_weights(target))
+    own = on_device(first_weights(drafter, target, weights), {"target_embed": weights["embed"]})
+    tokens = texts(2, 44)
+    with torch.no_grad():
+        steps = draft_rounds(own, drafter, target, lesson_of(weights, target, tokens), depth=3)
+        for sequence, newest in ((0, 1), (1, 20), (1, 41)):
+            decoded, cache = run_target(weights, target, tokens[sequence : sequence + 1, :newest])
+            state = decoded.hidden[-1:]
+            for step, rows in enumerate(steps):
+                token = tokens[sequence, newest + step : newest + step + 1]
+                one = Pass(token, newest, cache, outputs=1, hidden=state)
+                expected = draft_step(TorchOps(own, drafter.eps, one), drafter, target)
+                state = expected.hidden
+                found = rows.logits.unflatten(0, (2, -1))[sequence, newest - 1]
+                torch.testing.assert_close(found, expected.logits[0], atol=1e-4, rtol=1e-3)
+
+
+def test_a_few_candidates_are_scored_as_among_all() -> None:
+    target = target_of("E2B")
+    drafter = drafter_of(target, centroids=16, active=4)
+    of_target = on_device(initial_weights(target))
+    weights = on_device(first_weights(drafter, target, of_target), {"target_embed": of_target["embed"]})
+    lesson = lesson_of(of_target, target, texts(1, 12))
+    some = torch.tensor([3, 200, 17])
+    with torch.no_grad():
+        rows = Pass(lesson.tokens[0, 1:9], 1, lesson.cache, outputs=8, hidden=lesson.hidden[0, :8])
+        every, few = (
+            draft_step(DistillingOps(weights, 1e-6, rows, chosen), drafter, target) for chosen in (None, some)
+        )
+    torch.testing.assert_close(few.logits, every.logits[:, some])
+    torch.testing.assert_close(few.hidden, every.hidden)
+    assert torch.allclose(centroid_probs(weights, drafter, lesson).sum(-1), torch.ones(1, 12))
+
+
+def test_the_loss_falls_and_reaches_every_weight() -> None:
+    target = target_of("E2B")
+    drafter = drafter_of(target, centroids=16, active=4)
+    of_target = on_device(initial_weights(target))
+    weights = first_weights(drafter, target, of_target)
+    running = on_device(weights, {"target_embed": of_target["embed"]})
+    lesson = lesson_of(of_target, target, texts(2, 24))
+    optimiser = Optimiser(weights, rate=3e-3)
+    losses = []
+    for step in range(12):
+        loss = total_loss(draft_rounds(running, drafter, target, lesson, depth=2))
+        optimiser.step(loss, progress=step / 12)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in optimiser.trained)
+
+
+def test_clusters_are_of_one_size_and_hold_what_is_near() -> None:
+    centres = torch.eye(8) * 10
+    vectors = (centres[torch.arange(128) % 8] + torch.randn(128, 8, generator=torch.Generator().manual_seed(0)) * 0.1)
+    ordering, found = balanced_clusters(vectors, 8)
+    assert ordering.sort().values.tolist() == list(range(128))
+    assert found.shape == (8, 8)
+    within = (vectors[ordering].unflatten(0, (8, 16)) - found[:, None]).square().sum(-1).mean()
+    assert within < vectors.var(0).sum() / 2
+
+
+def test_a_number_of_centroids_that_does_not_divide_the_vocabulary_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="divides 16"):
+        drafter_config(target_of("E2B"), centroids=7)
+
+
+def test_a_budget_ends_by_time_or_by_steps() -> None:
+    assert Budget(seconds=10).progress(5, 1000) == 0.5
+    assert Budget(steps=10).progress(5, 10) == 1
+    assert Budget(seconds=10, steps=100).progress(1, 50) == 0.5
+
+
+def test_a_loop_is_found_where_it_starts() -> None:
+    assert before_loop(range(100)) == 100
+    assert before_loop([*range(20), *range(20)]) == 20
+    assert before_loop([7] * 40) == 1
