@@ -264,6 +264,22 @@ void test_sampling() {
                     check(sampled.size() == 16, "every output is sampled");
                     for (const Sampled& s : sampled) check(s.token >= 0 && s.token < kVocab && s.top.size() == 5, "a token of the vocabulary");
                 }
+    // Two sequences in one pass, each sampled with its own settings, give what they give alone.
+    const SampleParams greedy{.repetition_penalty = 1.3f}, drawn{.temperature = 1.0f, .top_k = 40, .seed = 3};
+    const auto first = std::span(tokens).first(9), second = std::span(tokens).last(6);
+    const Choosing how[] = {{greedy, first.first(6)}, {drawn, {}}};
+    std::vector<int32_t> alone, together;
+    const int a = e.cache->create(), b = e.cache->create();
+    e.feed(a, first, 4);
+    for (const Sampled& s : e.runner->sample({&how[0], 1})) alone.push_back(s.token);
+    e.feed(b, second, 2);
+    for (const Sampled& s : e.runner->sample({&how[1], 1})) alone.push_back(s.token);
+    e.cache->truncate(a, 0), e.cache->truncate(b, 0);
+    const Feed both[] = {{a, first, 4}, {b, second, 2}};
+    e.runner->forward(both);
+    for (const Sampled& s : e.runner->sample(how)) together.push_back(s.token);
+    check(together == alone && alone.size() == 6, "each sequence is sampled with its own settings");
+    e.cache->release(a), e.cache->release(b);
     check_refused([&] { e.feed(sequence, std::vector<int32_t>{static_cast<int32_t>(kVocab)}, 1); }, "a token outside the vocabulary is refused");
     check_refused([&] { e.feed(sequence, std::vector<int32_t>(kMaxRows + 1), 1); }, "too long a pass is refused");
     check(e.cache->length(sequence) == 16, "what is refused changes nothing");
