@@ -40,7 +40,7 @@ from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.training.data import Text, Windows, python_library, split, token_stream
 from gemma_mtp.training.distill import distill, lesson_of
 from gemma_mtp.training.drafter import drafter_config, first_weights
-from gemma_mtp.training.evaluate import acceptance
+from gemma_mtp.training.evaluate import acceptance, generate
 from gemma_mtp.training.export import rounded, write_folder
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
 from gemma_mtp.training.pretrain import pretrain
@@ -207,7 +207,7 @@ def sampled_text(folder: Path, windows: Windows, seconds: float, log: Log) -> np
             seed=len(parts),
             ignore_eos=True,
         )
-        parts.append(prompt + model.generate(prompt, params).tokens)
+        parts.append(prompt + generate(model, prompt, params).tokens)
         tokens += len(parts[-1])
     log.write("target sampled", texts=len(parts), tokens=tokens, seconds=round(time.perf_counter() - start, 1))
     return np.concatenate([np.array(part, np.int32) for part in parts])

@@ -90,19 +90,19 @@ class Progress:
 
 
 class DistillingOps(TorchOps):
-    """TorchOps whose head scores all tokens, or a given few, whatever head the drafter has: as training needs it.
+    """TorchOps whose head scores the tokens asked for, whatever head the drafter has: as training needs it.
 
-    centroid_scores: after a step of a drafter with a centroid head, what that head would choose by.
+    scored: float32 [candidates, hidden], the rows of the drafter's embedding of those tokens. centroid_scores: after a
+    step of a drafter with a centroid head, what that head would choose by.
     """
 
-    def __init__(self, weights: TorchWeights, eps: float, rows: Pass, candidates: Tensor | None):
+    def __init__(self, weights: TorchWeights, eps: float, rows: Pass, scored: Tensor):
         super().__init__(weights, eps, rows)
-        self._candidates = candidates
+        self._scored = scored
         self.centroid_scores: Tensor | None = None
 
     def logits(self, x: Tensor, weight: str) -> Tensor:
-        matrix = self._weights[weight]
-        return self._times(x, matrix if self._candidates is None else matrix[self._candidates])
+        return self._times(x, self._scored)
 
     def centroid_logits(self, x: Tensor, centroids: str, ordering: str, weight: str, active: int) -> Tensor:
         self.centroid_scores = self._times(x, self._weights[centroids])
@@ -129,12 +129,14 @@ def draft_rounds(
     if rounds < 1:
         raise ValueError(f"a text of {length} tokens has no place for rounds of {depth}")
     state = lesson.hidden[:, :rounds].flatten(0, 1)
+    # Looked up once: the gradient of each look-up is as large as the embedding.
+    scored = weights["embed"] if lesson.candidates is None else weights["embed"][lesson.candidates]
     of_centroids = centroid_probs(weights, config, lesson) if config.centroids else None
     steps = []
     for step in range(depth):
         newest = lesson.tokens[:, 1 + step : 1 + step + rounds].flatten()
         rows = Pass(newest, 1, lesson.cache, outputs=len(newest), hidden=state, sequences=sequences)
-        ops = DistillingOps(weights, config.eps, rows, lesson.candidates)
+        ops = DistillingOps(weights, config.eps, rows, scored)
         drafted = draft_step(ops, config, target)
         state = drafted.hidden
         place = slice(1 + step, 1 + step + rounds)

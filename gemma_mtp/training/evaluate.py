@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.model import Model
+from gemma_mtp.generation import Generation
+from gemma_mtp.model import Draft, Model
 
 REPEAT = 16  # tokens: a text that says so many again is in a loop, which any drafter follows
 
@@ -24,6 +25,14 @@ class Acceptance:
         return [kept / tried if tried else 0.0 for kept, tried in zip(self.accepted, self.tried, strict=True)]
 
 
+def generate(model: Model, prompt: Sequence[int], params: SamplingParams, draft: Draft = "auto") -> Generation:
+    """As Model.generate, but Ctrl-C ends not only this generation."""
+    generation = model.generate(prompt, params, draft)
+    if generation.finish_reason == "cancelled":
+        raise KeyboardInterrupt
+    return generation
+
+
 def acceptance(
     model: Model, prompts: Sequence[Sequence[int]], params: SamplingParams, depth: int = 3, loops: bool = True
 ) -> Acceptance:
@@ -31,9 +40,9 @@ def acceptance(
     tried, accepted = [0] * depth, [0] * depth
     for number, prompt in enumerate(prompts):
         own = replace(params, seed=params.seed + number, ignore_eos=True)
-        generation = model.generate(prompt, own, draft=depth)
+        generation = generate(model, prompt, own, draft=depth)
         if not loops and (length := before_loop(generation.tokens)) < len(generation.tokens):
-            generation = model.generate(prompt, replace(own, max_tokens=length), draft=depth)
+            generation = generate(model, prompt, replace(own, max_tokens=length), draft=depth)
         for i, (kept, of) in enumerate(
             zip(generation.stats.accepted_per_depth, generation.stats.tried_per_depth, strict=True)
         ):
@@ -56,5 +65,5 @@ def before_loop(tokens: Sequence[int]) -> int:
 def speed_up(model: Model, prompt: Sequence[int], params: SamplingParams, repeats: int = 2) -> float:
     """Tokens per second with drafting over those without; the fastest of `repeats` counts of each."""
     own = replace(params, ignore_eos=True)
-    plain = max(model.generate(prompt, own, draft="off").stats.tokens_per_second for _ in range(repeats))
-    return max(model.generate(prompt, own, draft="auto").stats.tokens_per_second for _ in range(repeats)) / plain
+    plain = max(generate(model, prompt, own, draft="off").stats.tokens_per_second for _ in range(repeats))
+    return max(generate(model, prompt, own, draft="auto").stats.tokens_per_second for _ in range(repeats)) / plain

@@ -25,6 +25,7 @@ from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import PassCache, TorchWeights
 from gemma_mtp.training.data import Windows
 from gemma_mtp.training.distill import Lesson
+from gemma_mtp.training.evaluate import generate
 from gemma_mtp.training.pretrain import run_target
 
 TOP = 32
@@ -82,7 +83,7 @@ def _continued(model: Model, text: NDArray[np.int64], recipe: Recipe, number: in
         seed=recipe.seed * 1_000_003 + number,
         ignore_eos=True,
     )
-    return np.array(prompt + model.generate(prompt, params).tokens, np.int64)
+    return np.array(prompt + generate(model, prompt, params).tokens, np.int64)
 
 
 @torch.no_grad()

@@ -76,6 +76,9 @@ class Training:
         drafter = config_from_hf(self.described)
         assert isinstance(drafter, DrafterConfig)
         self.drafter = drafter
+        if settings.length > self.target.context:
+            most = self.target.context
+            raise SettingsError(f"Texts of {settings.length} tokens are longer than the target's context of {most}.")
         shard = TEXTS_A_SHARD * settings.length
         room = int(settings.gigabytes * 1e9) // (bytes_a_token(self.target) * shard)
         if not room:

@@ -81,7 +81,8 @@ def test_a_few_candidates_are_scored_as_among_all() -> None:
     with torch.no_grad():
         rows = Pass(lesson.tokens[0, 1:9], 1, lesson.cache, outputs=8, hidden=lesson.hidden[0, :8])
         every, few = (
-            draft_step(DistillingOps(weights, 1e-6, rows, chosen), drafter, target) for chosen in (None, some)
+            draft_step(DistillingOps(weights, 1e-6, rows, scored), drafter, target)
+            for scored in (weights["embed"], weights["embed"][some])
         )
     torch.testing.assert_close(few.logits, every.logits[:, some])
     torch.testing.assert_close(few.hidden, every.hidden)

@@ -22,7 +22,7 @@ from gemma_mtp.ops.torch import Pass, TorchOps, TorchWeights
 from gemma_mtp.training import distill
 from gemma_mtp.training.data import Windows, python_library, token_stream
 from gemma_mtp.training.drafter import first_weights
-from gemma_mtp.training.evaluate import acceptance
+from gemma_mtp.training.evaluate import acceptance, generate
 from gemma_mtp.training.export import write_folder
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
 from gemma_mtp.training.pretrain import pretrain, run_target
@@ -175,3 +175,15 @@ def test_eval_drafter_gives_acceptance_and_speed_of_nine_kinds(target: dict[str,
     assert len(rows) == 18
     assert all(0 <= rate <= 1 for row in rows for rate in row["acceptance"])
     assert all(row["speed-up"] > 0 for row in rows)
+
+
+def test_ctrl_c_while_the_target_writes_is_not_lost(
+    target: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = Model.load(target["target"], drafter="none", threads=1)
+    monkeypatch.setattr(model.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, [2, 5], SamplingParams())
