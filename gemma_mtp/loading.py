@@ -17,6 +17,8 @@ from gemma_mtp.text.chat import ChatTemplate
 from gemma_mtp.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
+BYTES_A_THREAD = 16 << 20
+"""Less than this a thread reads in less time than threads take to wait for each other, above all on a busy machine."""
 
 _log = logging.getLogger("gemma_mtp")
 
@@ -72,7 +74,7 @@ def _engine(
     context = settings.context or min(DEFAULT_CONTEXT, config.context)
     if settings.context is not None and not 1 <= context <= config.context:
         raise SettingsError(f"The context is {context}: it must be between 1 and the model's {config.context}.")
-    threads = _threads(settings.threads)
+    threads = _threads(settings.threads, sum(tensor.nbytes for tensor in target.weights.values()))
     drafter: AnyDrafterConfig | None = None
     if assistant:
         assert not isinstance(assistant.config, ModelConfig)
@@ -142,9 +144,11 @@ def _name(checkpoint: Checkpoint, model: str | Path) -> str:
     return str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
 
 
-def _threads(asked: int | None) -> int:
+def _threads(asked: int | None, weights: int) -> int:
+    """As many as asked for, or one a core, but none for less than BYTES_A_THREAD of the weights' bytes."""
     if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, max(1, weights // BYTES_A_THREAD))
     if not 1 <= asked <= 1024:
         raise SettingsError(f"The number of threads is {asked}: it must be between 1 and 1024.")
     return asked
