@@ -20,7 +20,14 @@ Drafter = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", metavar="N", min=1, help="Threads; by default one a core, fewer for a small model.", show_default=False),
+    typer.Option(
+        "--threads",
+        "-t",
+        metavar="N",
+        min=1,
+        help="Threads; by default one a core, fewer for a small model.",
+        show_default=False,
+    ),
 ]
 Context = Annotated[
     int | None,
