@@ -104,10 +104,10 @@ class Model:
         that there is of cuda, mps and cpu.
         threads: of a pass; if None one a core, but fewer for a small model. context: tokens a generation may hold, with
         the prompt; 8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None
-        means that), "f32" computes all in float32, and "q8_0", "q4_k" and the like (checkpoints/quantization.py) quantise matrices
-        as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs. drafter_dtype: the dtype of
-        the drafter; None: "f32" with a target in "f32", otherwise as is. With torch a dtype is what weights and their
-        products are in: f32, bf16 or f16; as is, f32 on a CPU and bf16 elsewhere.
+        means that), "f32" computes all in float32, and "q8_0", "q4_k" and the like (checkpoints/quantization.py)
+        quantise matrices as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs.
+        drafter_dtype: the dtype of the drafter; None: "f32" with a target in "f32", otherwise as is. With torch a dtype
+        is what weights and their products are in: f32, bf16 or f16; as is, f32 on a CPU and bf16 elsewhere.
         Raises CheckpointError, SettingsError, PairError.
         """
         loaded = load(model, drafter, Settings(backend, threads, context, dtype, drafter_dtype, isa, device))
