@@ -18,8 +18,8 @@ class PassCost:
     """Seconds of a pass of T rows, taken as a line through the recent ones."""
 
     DECAY = 0.98  # of earlier passes with each new one
-    FIRST_ROW = 0.08  # seconds of a further row over those of a pass of one, until passes of several sizes are known
-    FIRST_WEIGHT = 4.0  # what that counts for, in rows squared
+    FIRST_ROW = 0.15  # seconds of a further row over those of a pass of one, until passes of several sizes are known
+    FIRST_WEIGHT = 50.0  # what that counts for, in rows squared
     MOST = 2.0  # times what was expected: more is a disturbance
 
     def __init__(self) -> None:
@@ -55,12 +55,20 @@ class SharedDepth:
     def __init__(self) -> None:
         self.cost = PassCost()
         self.draft_seconds: dict[str, float] = {}  # of one token drafted, by source
-        self.overall: dict[str, Acceptance] = {}  # by source
+        self._overall: dict[str, Acceptance] = {}  # by source
+        self._classes: dict[Confidence, Acceptance] = {}
         self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the rate
 
     def sequence(self) -> "SequenceDepth":
         """The control of one sequence; implements DepthControl."""
         return SequenceDepth(self)
+
+    def acceptance(self, confidence: Confidence) -> Acceptance:
+        """A class's acceptance in all sequences, with its source's as the prior."""
+        if confidence not in self._classes:
+            overall = self._overall.setdefault(confidence.source, Acceptance(DEPTHS))
+            self._classes[confidence] = Acceptance(DEPTHS, overall)
+        return self._classes[confidence]
 
     def measure(self, rows: int, tokens: int, seconds_pass: float, seconds: float) -> None:
         """Tells a pass over decoding sequences alone: its rows, the tokens it gave, its seconds without and with
@@ -70,9 +78,10 @@ class SharedDepth:
         self._seconds = self.DECAY * self._seconds + seconds
 
     def price(self, source: str) -> float:
-        """Tokens that drafting one more costs all sequences."""
-        rate = self._tokens / self._seconds if self._seconds > 0 else 0.0
-        return rate * (self.cost.per_row + self.draft_seconds.get(source, 0.0))
+        """Tokens that drafting one more costs all sequences; 1, which nothing is worth, before any pass was timed."""
+        if self._seconds == 0:
+            return 1.0
+        return self._tokens / self._seconds * (self.cost.per_row + self.draft_seconds.get(source, 0.0))
 
 
 class SequenceDepth:
@@ -123,6 +132,5 @@ class SequenceDepth:
 
     def _of(self, confidence: Confidence) -> Acceptance:
         if confidence not in self._acceptance:
-            overall = self._shared.overall.setdefault(confidence.source, Acceptance(DEPTHS))
-            self._acceptance[confidence] = Acceptance(DEPTHS, overall)
+            self._acceptance[confidence] = Acceptance(DEPTHS, self._shared.acceptance(confidence))
         return self._acceptance[confidence]

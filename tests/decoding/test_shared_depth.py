@@ -45,6 +45,13 @@ def test_it_is_near_the_best_fixed_depth_and_not_below_plain(fixed: float, seque
     assert chosen > 0.9 * max(rate(sequences, fixed, right, depth) for depth in range(LIMIT + 1))
 
 
+def test_nothing_is_drafted_before_a_pass_was_timed() -> None:
+    shared = SharedDepth()
+    assert shared.sequence().choose([OFFER], LIMIT) == (0, 0)
+    shared.measure(1, 1, 0.1, 0.1)
+    assert shared.sequence().choose([OFFER], LIMIT)[1] > 0
+
+
 def test_the_fuller_the_machine_the_less_it_drafts() -> None:
     def drafted(sequences: int) -> float:
         shared = SharedDepth()
