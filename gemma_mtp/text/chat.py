@@ -216,8 +216,10 @@ def _checked_message(message: Message, number: int) -> dict[str, Any]:
     if role not in ROLES:
         raise PromptError(f"Message {number} has the role {role!r}, which is none of {', '.join(ROLES)}.")
     checked = {**message, "role": role, "content": _text(message.get("content"), number, message)}
-    if message.get("tool_calls"):
-        checked["tool_calls"] = [_checked_call(call, number) for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, Sequence) or isinstance(calls, str):
+            raise PromptError(f"Message {number} has tool calls that are not a list.")
+        checked["tool_calls"] = [_checked_call(call, number) for call in calls]
     return checked
 
 
