@@ -146,7 +146,7 @@ def test_templates_have_the_helpers_they_expect():
         ([{"role": "user", "content": [{"type": "image_url"}]}], "Message 1 has a part that is not of the type 'text'"),
         ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "Message 1 has a part that is not"),
         ([USER, {"role": "assistant", "tool_calls": [{}]}], "Message 2 has a tool call without the name"),
-        ([USER, {"role": "assistant", "content": "a", "tool_calls": 5}], "Message 2 has tool calls that are not a list"),
+        ([USER, {"role": "assistant", "content": "a", "tool_calls": 5}], "Message 2 has tool calls that are not"),
         (
             [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
             "Message 2 calls 'f' with arguments that are not a JSON object",
