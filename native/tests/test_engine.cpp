@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kVocab = 208, kHidden = 256, kHeadDim = 32, kWidth = 512, kWindow = 40;
 constexpr int kHeads = 4, kKvHeads = 2, kLayers = 2, kMaxRows = 96, kMaxOutputs = 16, kExperts = 5, kActiveExperts = 2;
-constexpr int kCentroids = 16, kActiveCentroids = 3;
+constexpr int kCentroids = 13, kActiveCentroids = 3;
 constexpr float kEps = 1e-6f;
 
 void check(bool condition, const char* what) {
