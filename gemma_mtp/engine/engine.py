@@ -40,6 +40,7 @@ class Engine:
     """Runs a target natively, with a drafter if one is attached. Implements AnyEngine.
 
     threads: of a pass; context: the most tokens a sequence may hold; isa: the instruction-set build, "auto" the best.
+    split_head: read an output embedding of Q8_0 in two parts (docs/decisions/0004-split-head.md): the same tokens.
     """
 
     max_depth = MAX_DEPTH
@@ -54,12 +55,15 @@ class Engine:
         context: int,
         dtype: Dtype = "as-is",
         isa: str = "auto",
+        split_head: bool = False,
     ):
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
         self._pool = _native.ThreadPool(threads)
         head = "embed" if config.tied_embedding else "lm_head"
-        self.weights = NativeWeights(tensors, self._pool, dtype, {head}, {"ple_embed", "embed"} - {head})
+        self._split_head = split_head
+        heads = {head} if split_head else ()
+        self.weights = NativeWeights(tensors, self._pool, dtype, heads, {"ple_embed", "embed"} - {head})
         self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
         with _refusing():
             decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
@@ -79,7 +83,8 @@ class Engine:
         else:
             shared["target_embed"] = self.weights.matrix(embed)
         tensors = {**tensors, "target_embed": self._tensors[embed]}
-        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, {"embed"}, looked_up, shared), config.eps)
+        heads = {"embed"} if self._split_head else ()
+        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, heads, looked_up, shared), config.eps)
         with _refusing():
             if isinstance(config, DrafterConfig):
                 step = draft_step(ops, config, self.config)
