@@ -87,11 +87,12 @@ function meter() {
     else tokens += choice.tokens;
     if (choice.origin === "draft") drafted += choice.tokens;
     const seconds = (now - first) / 1000;
-    if (seconds > 0.1) {
-      const share = Math.round((100 * drafted) / (tokens + 1));
-      $("speed").textContent = `${(tokens / seconds).toFixed(1)} tokens/s, ${share} % drafted`;
-    }
+    if (seconds > 0.1) showSpeed(tokens / seconds, drafted / (tokens + 1));
   };
+}
+
+function showSpeed(perSecond, drafted) {
+  $("speed").textContent = `${perSecond.toFixed(1)} tokens/s, ${Math.round(100 * drafted)} % drafted`;
 }
 
 function summary({ usage, timings }) {
@@ -114,6 +115,8 @@ async function answer() {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
       if (!choice) {
+        const { timings, usage } = event;
+        if (usage.completion_tokens) showSpeed(timings.predicted_per_second, timings.draft_n_accepted / usage.completion_tokens);
         atEnd(() => add(element, "note", summary(event)));
         continue;
       }
