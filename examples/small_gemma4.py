@@ -39,7 +39,7 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.training.data import Text, Windows, python_library, split, token_stream
 from gemma_mtp.training.distill import distill, lesson_of
-from gemma_mtp.training.drafter import drafter_config, first_weights
+from gemma_mtp.training.drafter import drafter_config, first_weights, output_embedding, with_embedding
 from gemma_mtp.training.evaluate import acceptance, generate
 from gemma_mtp.training.export import rounded, write_folder
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
@@ -147,8 +147,8 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
         batch = np.concatenate([own_windows.batch(SEQUENCES - 1), windows.batch(1)])
         return lesson_of(running, target, torch.from_numpy(batch))
 
-    distill(drafter, drafter_weights, target, target_weights["embed"], next_lesson, Budget(seconds["drafter"]), log)
-    write_folder(out / "assistant", described, drafter_weights)
+    distill(drafter, drafter_weights, target, running, next_lesson, Budget(seconds["drafter"]), log)
+    write_folder(out / "assistant", described, with_embedding(drafter_weights, output_embedding(running, target)))
     (out / "gguf").mkdir(exist_ok=True)
     convert(out, out / "gguf" / "small-gemma4.gguf", force=True)
     convert(out / "assistant", out / "gguf" / "small-gemma4-assistant.gguf", force=True)

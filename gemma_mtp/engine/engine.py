@@ -55,7 +55,7 @@ class Engine:
         context: int,
         dtype: Dtype = "as-is",
         isa: str = "auto",
-        split_head: bool = False,
+        split_head: bool = True,
     ):
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
@@ -114,7 +114,7 @@ class Engine:
         It has at most max_rows tokens, and at most max_outputs rows to sample.
         """
         settings = [_native_params(part.params) for part in parts]
-        self._forward(parts, [native.exact_logits for native in settings])
+        self._forward(parts, settings)
         hidden = self._runner.hidden() if self.drafter else None
         choices = self._runner.choose([(native, _seen(part)) for native, part in zip(settings, parts, strict=True)])
         results, at = [], 0
@@ -154,11 +154,23 @@ class Engine:
         """
         return self._runner.logits()
 
-    def _forward(self, parts: Sequence[Part], best: Sequence[int]) -> None:
-        """best: how many of the largest logits of each part's rows must be exact; 0: all."""
+    def last_hidden(self) -> NDArray[np.float32]:
+        """float32 [rows, hidden] of the rows that the last pass sampled, after the final norm."""
+        return self._runner.hidden()
+
+    def keys_and_values(
+        self, sequence: SequenceState, layer: int, start: int, end: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of a layer that keeps a cache, at positions [start, end): float32 [positions, kv_heads * head_dim] each.
+
+        Raises InputError for positions that are not held, as those before a sliding window.
+        """
+        return self.cache.read(sequence.handle, layer, start, end)
+
+    def _forward(self, parts: Sequence[Part], settings: Sequence[_native.SampleParams]) -> None:
         feeds = [
-            (part.sequence.handle, np.array(part.tokens, np.int32), part.rows, exact)
-            for part, exact in zip(parts, best, strict=True)
+            (part.sequence.handle, np.array(part.tokens, np.int32), part.rows, native)
+            for part, native in zip(parts, settings, strict=True)
         ]
         try:
             self._runner.forward(feeds)
@@ -173,7 +185,7 @@ class Engine:
             parts = []
             for start in range(0, len(tokens), _MAX_OUTPUTS):
                 part = tokens[start : start + _MAX_OUTPUTS]
-                self._forward([Part(sequence, part, len(part), SamplingParams())], [0])
+                self._forward([Part(sequence, part, len(part), SamplingParams())], [_native.SampleParams(logprobs=1)])
                 parts.append(read())
             return np.concatenate(parts)
         finally:

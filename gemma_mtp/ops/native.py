@@ -49,7 +49,7 @@ class NativeWeights:
             tensor = self._tensors[name]
             rows, cols = math.prod(tensor.shape[:-1]), tensor.shape[-1]
             kind = self._type_of(tensor, cols, exact=name.endswith(".router"))
-            if name in self._heads and tensor.type == kind == "Q8_0":
+            if name in self._heads and tensor.type == kind == "Q8_0" and rows % 16 == 0:
                 weight = _native.Weight.pack_head(tensor.data, rows, cols, self._pool, partial(_release, tensor))
                 self._own.append(weight)
             else:

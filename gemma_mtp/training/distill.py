@@ -23,6 +23,7 @@ from torch import Tensor
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.ops.torch import Pass, PassCache, TorchOps, TorchWeights
+from gemma_mtp.training.drafter import PROJECTION, output_embedding
 from gemma_mtp.training.optimise import Budget, Log, Optimiser, on_device
 from gemma_mtp.training.pretrain import run_target
 
@@ -122,15 +123,16 @@ def draft_rounds(
 ) -> list[DraftedRows]:
     """The steps of rounds that start at every position of the lesson that has `depth` tokens after it.
 
-    weights: the drafter's, and the target's embedding as "target_embed".
+    weights: the drafter's as first_weights makes them, and of the target the embedding as "target_embed" and the output
+    embedding as "target_output".
     """
     sequences, length = lesson.tokens.shape
     rounds = length - depth  # of each sequence, at positions 1 to rounds
     if rounds < 1:
         raise ValueError(f"a text of {length} tokens has no place for rounds of {depth}")
     state = lesson.hidden[:, :rounds].flatten(0, 1)
-    # Looked up once: the gradient of each look-up is as large as the embedding.
-    scored = weights["embed"] if lesson.candidates is None else weights["embed"][lesson.candidates]
+    embedding = weights["target_output"]
+    scored = (embedding if lesson.candidates is None else embedding[lesson.candidates]) @ weights[PROJECTION]
     of_centroids = centroid_probs(weights, config, lesson) if config.centroids else None
     steps = []
     for step in range(depth):
@@ -163,7 +165,7 @@ def distill(
     config: DrafterConfig,
     weights: dict[str, Tensor],
     target: ModelConfig,
-    target_embed: Tensor,
+    of_target: TorchWeights,
     next_lesson: Callable[[], Lesson],
     budget: Budget,
     log: Log,
@@ -174,14 +176,15 @@ def distill(
     show: Callable[[float], None] = lambda share: None,
     save: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Trains `weights` in place. target_embed: float32 [vocab, backbone_hidden], the target's input embedding.
+    """Trains `weights`, as first_weights makes them, in place. of_target: the target's, of which embeddings are read.
 
     done: where an earlier run that `save` kept stopped, to go on from (with that run's weights). show: called after
     every step, with the share of the budget that is used. save: called every SAVE_SECONDS, when the budget is used up,
     and when an error or Ctrl-C ends the training.
     """
     optimiser = Optimiser(weights, rate)
-    running = on_device(weights, {"target_embed": target_embed})
+    shared = {"target_embed": of_target["embed"].detach(), "target_output": output_embedding(of_target, target)}
+    running = on_device(weights, shared)
     steps, before, loss_sum = 0, 0.0, 0.0
     if done:
         optimiser.adam.load_state_dict(done.adam)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from gemma_mtp.errors import SettingsError
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.optimise import initial_weights
 
+PROJECTION = "embed_projection"
 TOKENS_A_CENTROID = 16  # their number is a multiple of this, for which the native head is made
 
 
@@ -85,23 +87,38 @@ def drafter_config(
 def first_weights(
     config: DrafterConfig, target: ModelConfig, of_target: TorchWeights, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Weights to start from: random, but for the embedding, the centroids, and the size of queries.
+    """Weights to start from: random, but for the head, the centroids, and the size of queries.
 
-    The embedding is the target's output embedding, projected onto as many principal directions as fit, so that tokens
-    the target tells apart poorly start out close together here too. Queries are normed as those of the target's layer
-    that made the keys, with the factor that the target's attention has and a drafter's has not.
+    The drafter's embedding is not among them: it is the target's output embedding times PROJECTION [target's hidden,
+    hidden], which starts as the embedding's principal directions, so that tokens the target tells apart poorly are
+    close together here too. `with_embedding` makes it. Queries are normed as those of the target's layer that made the
+    keys, with the factor that the target's attention has and a drafter's has not.
     """
-    weights = initial_weights(config, seed)
+    weights = initial_weights(config, seed, without={"embed"})
     for i, layer in enumerate(config.layers):
         of_source = of_target[f"{target.kv_source(layer.kind)}.q_norm"]
         weights[f"{i}.q_norm"] = of_source.detach() * (target.attention_scale / config.attention_scale)
-    embedding = of_target["embed" if target.tied_embedding else "lm_head"].detach()
-    projected = _principal(embedding.float(), config.hidden)
-    weights["embed"] = projected / projected.square().mean().sqrt() * config.hidden**-0.5
+    embedding = output_embedding(of_target, target).float()
+    directions = _principal_directions(embedding, config.hidden)
+    embed = embedding @ directions
+    factor = config.hidden**-0.5 / embed.square().mean().sqrt()
+    weights[PROJECTION] = directions * factor
     if config.centroids:
-        ordering, centroids = balanced_clusters(weights["embed"], config.centroids.count, seed)
+        ordering, centroids = balanced_clusters(embed * factor, config.centroids.count, seed)
         weights["token_ordering"], weights["centroids"] = ordering, centroids
     return weights
+
+
+def output_embedding(of_target: TorchWeights, target: ModelConfig) -> Tensor:
+    """[vocab, hidden]: what turns the target's last hidden states into logits."""
+    return of_target["embed" if target.tied_embedding else "lm_head"].detach()
+
+
+@torch.no_grad()
+def with_embedding(weights: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+    """Trained weights as an assistant's: with its embedding for PROJECTION. embedding: the target's `output_embedding`."""
+    others = {name: value for name, value in weights.items() if name != PROJECTION}
+    return others | {"embed": embedding.float() @ weights[PROJECTION]}
 
 
 def fitting_centroids(vocab: int) -> int | None:
@@ -156,16 +173,16 @@ def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.indices[:, 0] for part in parts]), distances[:, -1] - distances[:, 0]
 
 
-def _principal(x: Tensor, width: int) -> Tensor:
-    """[rows, width]: x [rows, columns] along its `width` principal directions; further columns, if any, are random."""
+def _principal_directions(x: Tensor, width: int) -> Tensor:
+    """[columns, width] of x [rows, columns], the largest first; past the columns' number, if width is more, random ones."""
     columns = x.shape[1]
     _, directions = torch.linalg.eigh(x.T @ x)  # ascending
-    along = x @ directions.flip(1)[:, :width]
+    found = directions.flip(1)[:, :width]
     if width > columns:
         generator = torch.Generator().manual_seed(0)
-        rest = torch.randn(len(x), width - columns, generator=generator) * along.std() * 0.1
-        along = torch.cat([along, rest], 1)
-    return along
+        rest = torch.randn(columns, width - columns, generator=generator) * 0.1 * columns**-0.5
+        found = torch.cat([found, rest], 1)
+    return found
 
 
 def _source(target: ModelConfig, kind: LayerKind) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,8 +18,10 @@ from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.ops.torch import TorchWeights
 
 
-def initial_weights(config: ModelConfig | DrafterConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Random float32 weights by canonical name, for training from scratch.
+def initial_weights(
+    config: ModelConfig | DrafterConfig, seed: int = 0, without: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Random float32 weights by canonical name, for training from scratch; those of some names left out.
 
     Matrices keep the size of what goes through them. Norms of queries and keys make attention scores of size 1, and the
     norms after a block make the sum of all blocks as large as the embedding.
@@ -28,6 +30,8 @@ def initial_weights(config: ModelConfig | DrafterConfig, seed: int = 0) -> dict[
     blocks = 2 * len(config.layers)
     weights: dict[str, Tensor] = {}
     for name, shape in weight_shapes(config).items():
+        if name in without:
+            continue
         kind = name.rpartition(".")[2]
         if kind == "token_ordering":
             weights[name] = torch.arange(config.vocab)

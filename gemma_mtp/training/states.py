@@ -7,7 +7,7 @@ float16 [texts, length, kv_heads * head_dim]. Probabilities are computed from `h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,11 @@ from torch import Tensor
 from gemma_mtp.checkpoints.files import written_whole
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.model import Model
-from gemma_mtp.ops.torch import PassCache, TorchWeights
+from gemma_mtp.engine.engine import Engine
+from gemma_mtp.engine.interface import Part
+from gemma_mtp.ops.torch import PassCache
 from gemma_mtp.training.data import Windows
 from gemma_mtp.training.distill import Lesson
-from gemma_mtp.training.evaluate import generate
-from gemma_mtp.training.pretrain import run_target
 
 TOP = 32
 TEXTS_A_SHARD = 16
@@ -52,54 +51,81 @@ class Recipe:
     length: int  # tokens of a text, its prompt included
     seed: int
 
+    def text(self, number: int) -> tuple[int, SamplingParams]:
+        """How many tokens of a text are from the data, and how the others are chosen."""
+        given = 16 + 16 * (number % 3) if number % 4 else self.length
+        temperature = 0.0 if number % 3 == 0 else 1.0
+        return given, SamplingParams(temperature=temperature, seed=self.seed * 1_000_003 + number, logprobs=TOP)
 
-def make_shards(
-    folder: Path, count: int, model: Model, weights: TorchWeights, windows: Windows, recipe: Recipe
-) -> Iterator[int]:
-    """Makes the shards that are not there yet and yields how many there are after each.
 
-    model: the target, whose native engine writes the texts; weights: the same for PyTorch, which gives its states.
-    """
+def make_shards(folder: Path, count: int, engine: Engine, windows: Windows, recipe: Recipe) -> Iterator[int]:
+    """Makes the shards that are not there yet and yields how many there are after each."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / f"{number:05}.safetensors"
         texts = windows.batch(TEXTS_A_SHARD)  # drawn for shards that are there too: the data is that of one seed
         if not path.exists():
-            for row in range(TEXTS_A_SHARD):
-                if row % 4:
-                    texts[row] = _continued(model, texts[row], recipe, number * TEXTS_A_SHARD + row)
-            shard = compute(weights, model.config, torch.from_numpy(texts))
+            shard = write(engine, texts, [recipe.text(number * TEXTS_A_SHARD + row) for row in range(TEXTS_A_SHARD)])
             with written_whole(path) as out:
                 out.write(save(shard))
         yield number + 1
 
 
-def _continued(model: Model, text: NDArray[np.int64], recipe: Recipe, number: int) -> NDArray[np.int64]:
-    """A text of the target's own after the first tokens of `text`, of the same length."""
-    prompt = text[: 16 + 16 * (number % 3)].tolist()
-    params = SamplingParams(
-        max_tokens=recipe.length - len(prompt),
-        temperature=0.0 if number % 3 == 0 else 1.0,
-        seed=recipe.seed * 1_000_003 + number,
-        ignore_eos=True,
-    )
-    return np.array(prompt + generate(model, prompt, params).tokens, np.int64)
+def write(engine: Engine, texts: NDArray[np.int64], how: Sequence[tuple[int, SamplingParams]]) -> dict[str, Tensor]:
+    """The tensors of a shard, for int64 [texts, length] of which all but the first tokens are written over.
+
+    how: of each text, how many of its tokens are read as they are, and how the engine chooses the others. All texts are
+    written at once, a token of each in a pass.
+    """
+    shard = _Shard(engine, texts, [given for given, _ in how])
+    sequences = [engine.create() for _ in texts]
+    try:
+        for row, (given, params) in enumerate(how):
+            for start in range(0, given, engine.max_outputs):
+                end = min(start + engine.max_outputs, given)
+                shard.run([(row, start, end)], [Part(sequences[row], texts[row, start:end].tolist(), end - start, params)])
+        length = texts.shape[1]
+        for at in range(min(given for given, _ in how), length):
+            rows = [row for row, (given, _) in enumerate(how) if given <= at]
+            parts = [Part(sequences[row], [int(texts[row, at])], 1, how[row][1]) for row in rows]
+            shard.run([(row, at, at + 1) for row in rows], parts)
+    finally:
+        for sequence in sequences:
+            engine.release(sequence)
+    return shard.tensors()
 
 
-@torch.no_grad()
-def compute(weights: TorchWeights, config: ModelConfig, texts: Tensor) -> dict[str, Tensor]:
-    """The tensors of a shard, of int64 [texts, length]; one text at a time, for the logits take the most memory."""
-    parts: dict[str, list[Tensor]] = {}
-    for text in texts:
-        decoded, cache = run_target(weights, config, text[None])
-        found = {"tokens": text.int(), "hidden": decoded.hidden.half()}
-        found["top"] = decoded.logits.topk(min(TOP, config.vocab)).indices.int()
-        for layer in sources(config):
-            k, v = cache.read(layer, 0, len(text))
-            found |= {f"{layer}.k": k.half(), f"{layer}.v": v.half()}
-        for name, value in found.items():
-            parts.setdefault(name, []).append(value.cpu())
-    return {name: torch.stack(values) for name, values in parts.items()}
+class _Shard:
+    """A shard while it is filled."""
+
+    def __init__(self, engine: Engine, texts: NDArray[np.int64], given: Sequence[int]):
+        config, shape = engine.config, texts.shape
+        self._engine, self._texts, self._given, self._layers = engine, texts, given, sources(config)
+        self._hidden = np.empty((*shape, config.hidden), np.float16)
+        self._top = np.empty((*shape, min(TOP, config.vocab)), np.int32)
+        self._kept: dict[str, NDArray[np.float16]] = {}
+        for layer in self._layers:
+            width = config.layers[layer].kv_heads * config.layers[layer].head_dim
+            self._kept |= {f"{layer}.{name}": np.empty((*shape, width), np.float16) for name in "kv"}
+
+    def run(self, places: Sequence[tuple[int, int, int]], parts: Sequence[Part]) -> None:
+        """A pass over tokens [start, end) of some texts. What it chooses after all that are given goes to the text."""
+        found = self._engine.run(parts)
+        hidden, first = self._engine.last_hidden(), 0
+        for (row, start, end), part, rows in zip(places, parts, found, strict=True):
+            assert rows.logprobs is not None, "its settings ask for them"
+            self._hidden[row, start:end] = hidden[first : first + end - start]
+            self._top[row, start:end] = [[token for token, _ in of.top] for of in rows.logprobs]
+            for layer in self._layers:
+                keys, values = self._engine.keys_and_values(part.sequence, layer, start, end)
+                self._kept[f"{layer}.k"][row, start:end], self._kept[f"{layer}.v"][row, start:end] = keys, values
+            first += end - start
+            if self._given[row] <= end < self._texts.shape[1]:
+                self._texts[row, end] = rows.tokens[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        arrays = {"tokens": self._texts.astype(np.int32), "hidden": self._hidden, "top": self._top, **self._kept}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class Lessons:

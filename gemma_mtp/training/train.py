@@ -18,12 +18,13 @@ from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.engine.engine import Engine
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import Progress, distill
-from gemma_mtp.training.drafter import drafter_config, first_weights, fitting_centroids
+from gemma_mtp.training.drafter import drafter_config, first_weights, fitting_centroids, output_embedding, with_embedding
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_folder
 from gemma_mtp.training.optimise import Budget, Log
@@ -114,12 +115,14 @@ class Training:
             torch.set_num_threads(settings.threads)
         log.write("start", resumed=resume, torch=torch.__version__, tokens=self.tokens)
         model = Model.load(settings.target, drafter="none", threads=settings.threads)
+        engine = model.engine
+        assert isinstance(engine, Engine), "a model is loaded natively unless a device is named"
         texts, held_out = self._streams(model)
         weights = TorchWeights(self.checkpoint.weights, torch.device("cpu"), torch.float32)
         recipe = Recipe(settings.length, settings.seed)
-        for made in make_shards(out / "states", self.shards, model, weights, texts, recipe):
+        for made in make_shards(out / "states", self.shards, engine, texts, recipe):
             show("The target writes and computes", made / self.shards)
-        embedding = weights["embed" if self.target.tied_embedding else "lm_head"]
+        embedding = output_embedding(weights, self.target)
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
         drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
         done = self._load(drafter_weights) if resume else None
@@ -127,7 +130,7 @@ class Training:
             self.drafter,
             drafter_weights,
             self.target,
-            weights["embed"],
+            weights,
             lessons.next,
             Budget(seconds=settings.minutes * 60),
             log,
@@ -137,7 +140,7 @@ class Training:
             show=lambda share: show("The drafter learns", share),
             save=lambda progress: self._save(drafter_weights, progress),
         )
-        write_folder(out, self.described, drafter_weights)
+        write_folder(out, self.described, with_embedding(drafter_weights, embedding))
         self._write_tokenizer()
         rates = self._measure(held_out, log)
         (out / "README.md").write_text(self._card(rates), "utf-8")

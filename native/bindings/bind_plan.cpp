@@ -59,7 +59,7 @@ void bind_plan(nb::module_& m) {
                 if (row < 0 || count < 0 || row + count > w.matrix.rows) throw InputError("the rows are not within the matrix");
                 std::vector<float> values(static_cast<size_t>(w.matrix.cols));
                 return copy_rows(static_cast<int>(count), w.matrix.cols, [&](int i) {
-                    unpack_row(w.matrix, row + i, values.data());
+                    w.read(row + i, values.data());
                     return values.data();
                 });
             }, "row"_a, "count"_a, "float32 [count, cols]: the exact values.")
@@ -96,6 +96,17 @@ void bind_plan(nb::module_& m) {
         .def("create", &KvCache::create).def("release", &KvCache::release, "sequence"_a)
         .def("length", &KvCache::length, "sequence"_a).def("floor", &KvCache::floor, "sequence"_a)
         .def("truncate", &KvCache::truncate, "sequence"_a, "length"_a)
+        .def("read", [](const KvCache& cache, int sequence, int layer, int64_t begin, int64_t end) {
+                const KvLayer& shape = cache.layer(layer);
+                const size_t count = static_cast<size_t>(std::max<int64_t>(end - begin, 0)), width = static_cast<size_t>(shape.kv_heads * shape.head_dim);
+                std::vector<float> keys(count * width), values(count * width);
+                cache.read(sequence, layer, begin, end, keys.data(), values.data());
+                auto rows = [&](const std::vector<float>& all) {
+                    return copy_rows(static_cast<int>(count), static_cast<int64_t>(width), [&](int i) { return all.data() + i * width; });
+                };
+                return std::pair(rows(keys), rows(values));
+            }, "sequence"_a, "layer"_a, "begin"_a, "end"_a,
+            "Keys and values of a layer at positions [begin, end): float32 [positions, kv_heads * head_dim] each.")
         .def_prop_ro("context", &KvCache::context)
         .def_prop_ro("bytes_in_use", &KvCache::bytes_in_use).def_prop_ro("bytes_allocated", &KvCache::bytes_allocated);
 
@@ -149,14 +160,13 @@ void bind_plan(nb::module_& m) {
     nb::class_<Runner>(m, "Runner", "Runs a plan over sequences of a cache, and samples.")
         .def(nb::init<std::shared_ptr<Plan>, std::shared_ptr<KvCache>, BufferId, BufferId, int64_t>(), "plan"_a, "cache"_a,
              "logits"_a, "hidden"_a, "vocab"_a)
-        .def("forward", [](Runner& r, const std::vector<std::tuple<int, Tokens, int, int>>& feeds) {
+        .def("forward", [](Runner& r, const std::vector<std::tuple<int, Tokens, int, SampleParams>>& feeds) {
                 std::vector<Feed> native;
-                for (const auto& [sequence, tokens, outputs, best] : feeds) native.push_back({sequence, view(tokens), outputs, best});
+                for (const auto& [sequence, tokens, outputs, params] : feeds) native.push_back({sequence, view(tokens), outputs, params});
                 nb::gil_scoped_release release;
                 r.forward(native);
             }, "feeds"_a,
-            "One pass over (sequence, tokens int32, number of last tokens whose output is wanted, how many of the largest "
-            "logits of each must be exact or 0 for all).")
+            "One pass over (sequence, tokens int32, number of last tokens whose output is wanted, how those are sampled).")
         .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens>>& feeds) {
                 std::vector<Choosing> how;
                 for (const auto& [params, seen] : feeds) how.push_back({params, view(seen)});
@@ -209,8 +219,7 @@ void bind_plan(nb::module_& m) {
                             uint64_t seed, int32_t logprobs) {
                 new (self) SampleParams{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs};
             }, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0)
-        .def_prop_ro("exact_logits", &exact_logits, "How many of the largest logits sampling reads; 0: any.");
+            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0);
 }
 
 }  // namespace gmtp

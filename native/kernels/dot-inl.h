@@ -41,6 +41,7 @@ inline Bytes look_up(const uint8_t* table16, Bytes index) {
 
 template <int bits, int bias> struct Dots {
     using Weights = Bytes;
+    static constexpr bool holds_32 = true;  // columns
     __m512i sum;
 
     static Weights prepare(Bytes w) { return w; }
@@ -93,6 +94,7 @@ inline void in_order(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
 template <int bits, int bias> struct Dots {
     using Weights = Bytes;
+    static constexpr bool holds_32 = bits != 6;
     __m256i lo, hi;  // int16
 
     static Weights prepare(Bytes w) { return w; }
@@ -115,6 +117,7 @@ template <int bits, int bias> struct Dots {
 
 template <> struct Dots<8, 128> {
     struct Weights { Bytes sign, size; };
+    static constexpr bool holds_32 = true;
     __m256i lo, hi;  // int32
 
     static Weights prepare(Bytes w) {
@@ -157,6 +160,7 @@ inline Bytes look_up(const uint8_t* table16, Bytes index) { GMTP_BYTES index.v[i
 
 template <int bits, int bias> struct Dots {
     using Weights = Bytes;
+    static constexpr bool holds_32 = true;
     i32x16 sum;
 
     static Weights prepare(Bytes w) { return w; }

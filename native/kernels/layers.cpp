@@ -68,10 +68,14 @@ void softmax(float* x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] /= total;
 }
 
-void lower_maxima(const float* x, const float* error, float norm, int64_t n, float* maxima) {
-    f32x16 largest = load(maxima), minus = set1(-norm);
-    for (int64_t i = 0; i < n; i += 16) largest = max(largest, fma(load(error + i), minus, load(x + i)));
-    store(maxima, largest);
+void bounds(const float* x, const float* error, float norm, int64_t n, float* lower, float* upper) {
+    const f32x16 factor = set1(norm), minus = set1(-norm);
+    f32x16 low = set1(-__builtin_inff()), high = low;
+    for (int64_t i = 0; i < n; i += 16) {
+        const f32x16 e = load(error + i), at = load(x + i);
+        low = max(low, fma(e, minus, at)), high = max(high, fma(e, factor, at));
+    }
+    store(lower, low), store(upper, high);
 }
 
 void reaching(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches) {
@@ -91,7 +95,7 @@ const LayerKernels layer_kernels = {
     .add_product = add_product,
     .rotate = rotate,
     .softmax = softmax,
-    .lower_maxima = lower_maxima,
+    .bounds = bounds,
     .reaching = reaching,
     .store_key = store_key,
     .store_value = store_value,

@@ -34,9 +34,9 @@ template <class W, int v, int T> inline void add_vector(const uint8_t* planes, c
     for (int t = 0; t < T; t++) dots[t].add(w, a[t * stride].q + 4 * v);
 }
 
-template <class W, Span span, int T> inline void add_dots(const uint8_t* planes, const Affine& w, const QuantBlock* a,
-                                                          int64_t stride, f32x16* sums) {
-    typename W::Dots dots[T];
+// The vectors of a span, against T rows.
+template <class W, Span span, int T> inline void add_vectors(const uint8_t* planes, const QuantBlock* a, int64_t stride,
+                                                             typename W::Dots* dots) {
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) dots[t] = W::Dots::template start<span>(a[t * stride]);
     // Vectors that share a plane follow each other, so that the plane is loaded once.
@@ -55,9 +55,25 @@ template <class W, Span span, int T> inline void add_dots(const uint8_t* planes,
         add_vector<W, 6, T>(planes, a, stride, dots);
         add_vector<W, 7, T>(planes, a, stride, dots);
     }
+}
+
+template <class W, Span span, int T> inline void add_dots(const uint8_t* planes, const Affine& w, const QuantBlock* a,
+                                                          int64_t stride, f32x16* sums) {
+    typename W::Dots dots[T];
+    i32x16 firsts[T];
+    if constexpr (span == Span::All32 && !W::Dots::holds_32) {
+        add_vectors<W, Span::First16, T>(planes, a, stride, dots);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) firsts[t] = dots[t].total();
+        add_vectors<W, Span::Last16, T>(planes, a, stride, dots);
+    } else {
+        add_vectors<W, span, T>(planes, a, stride, dots);
+    }
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
-        const f32x16 dot = to_float(dots[t].total());
+        i32x16 total = dots[t].total();
+        if constexpr (span == Span::All32 && !W::Dots::holds_32) total = firsts[t] + total;
+        const f32x16 dot = to_float(total);
         const QuantBlock& block = a[t * stride];
         f32x16 sum = span == Span::Last16 ? fma(w.scale, dot, sums[t]) : w.scale * dot;
         if constexpr (W::has_offset) {
@@ -69,18 +85,23 @@ template <class W, Span span, int T> inline void add_dots(const uint8_t* planes,
     }
 }
 
-template <class W, int T> void tile(const uint8_t* group, int64_t blocks, const QuantBlock* a, int64_t stride, int digits,
+// Where a group's scales and planes are, and what follows of the matrix.
+struct Group {
+    const uint8_t *scales, *planes, *ahead;
+};
+
+template <class W, int T> void tile(const Group& group, int64_t blocks, const QuantBlock* a, int64_t stride, int digits,
                                     float* out, int64_t out_stride) {
     constexpr int per = W::block / kBlock;
-    const uint8_t* planes = group + (blocks / per * W::scale_bytes + 63) / 64 * 64;
+    const uint8_t *planes = group.planes, *ahead = group.ahead;
     f32x16 acc[T];
     for (int t = 0; t < T; t++) acc[t] = zero();
     constexpr int bytes = 64 * W::bits + W::scale_bytes / per;
-    const uint8_t* ahead = group + kPrefetchBytes;
     for (int64_t b = 0; b < blocks; b++, planes += 64 * W::bits, a++, ahead += bytes) {
+        if constexpr (!W::is_low_part)
 #pragma GCC unroll 16
         for (int line = 0; line < bytes; line += 64) __builtin_prefetch(ahead + line, 0, kSecondLevel);
-        const uint8_t* scales = group + b / per * W::scale_bytes;
+        const uint8_t* scales = group.scales + b / per * W::scale_bytes;
         f32x16 sums[T];
         if constexpr (W::sub == 32) {
             add_dots<W, Span::All32, T>(planes, W::affine(scales, b % per), a, stride, sums);
@@ -98,7 +119,7 @@ template <class W, int T> void tile(const uint8_t* group, int64_t blocks, const 
 }
 
 // One group against `rows` digits of activation rows, in tiles as equal as can be without parting the digits of a row.
-template <class W> void matmul_group(const uint8_t* group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
+template <class W> void matmul_group(const Group& group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
                                      int digits, float* out, int64_t out_stride) {
     static_assert(kMaxTile % 2 == 0);
     const int64_t blocks = cols / kBlock;
@@ -123,14 +144,20 @@ template <class W> void matmul_group(const uint8_t* group, int64_t cols, const Q
 template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
                                float* out, int64_t out_stride) {
     const int64_t stride = x.stride / kBlock, size = (int64_t)group_bytes(w.type, w.cols);
-    for (int64_t g = group0; g < group1; g++)
-        matmul_group<W>(w.data + g * size, w.cols, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
+    const int64_t scales = (w.cols / W::block * W::scale_bytes + 63) / 64 * 64;
+    for (int64_t g = group0; g < group1; g++) {
+        const uint8_t* data = w.data + g * size;
+        Group group{data, data + scales, data + kPrefetchBytes};
+        if constexpr (W::is_low_part) group = {w.scales + g * (int64_t)group_bytes(WeightType::Q8_HIGH, w.cols), data, nullptr};
+        matmul_group<W>(group, w.cols, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
                         out + row0 * out_stride + g * kGroupRows, out_stride);
+    }
 }
 
 using MatmulFunction = decltype(MatmulKernels::matmul);
 MatmulFunction matmul_float(WeightType t);
-void join(const uint8_t* high, const uint8_t* low, int64_t cols, uint8_t* group);
+void matmul_both(const Matrix& high, const Matrix& low, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
+                 float* out, int64_t out_stride);
 MatmulFunction matmul_small_block(WeightType t);  // the types with a scale per 32 columns
 MatmulFunction matmul_super_block(WeightType t);  // the types with blocks of 256 columns
 

@@ -55,6 +55,6 @@ void quantize(const Activations& x, int64_t row, int64_t col0, int64_t col1) {
 
 }  // namespace
 
-extern const MatmulKernels matmul_kernels = {matmul_any, join, quantize};
+extern const MatmulKernels matmul_kernels = {matmul_any, matmul_both, quantize};
 
 }  // namespace gmtp::GMTP_ISA

@@ -103,7 +103,8 @@ inline f32x16 gumbel_of(f32x16 v) {
 }
 
 // Since -log(1 - v) >= v, the noise is at most -log v <= k ln 2 with 2^-k <= v; a little more covers the rounding.
-constexpr float kLn2 = 0.69314718f, kSlack = 1e-3f, kLargestNoise = 33 * kLn2;
+constexpr float kLn2 = 0.69314718f, kSlack = 1e-3f;
+static_assert(kLargestNoise > 33 * kLn2);
 inline f32x16 gumbel_bound(f32x16 v) {
     f32x16 k = set1(127.0f) - to_float(shr<23>(as_int(v)));
     return fma(k, set1(kLn2), set1(kSlack));
@@ -140,6 +141,33 @@ void gumbel(NoiseKey key, int64_t n, float* out) {
     }
 }
 
+float noisy_lower(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature, NoiseKey key,
+                  float best) {
+    const f32x16 minus = set1(-norm), t = set1(temperature), largest = set1(temperature * kLargestNoise);
+    f32x16 bar = set1(best);
+    for (int64_t i = 0; i < n; i += 16) {
+        const f32x16 lower = fma(load(error + i), minus, load(x + i));
+        if (!any_greater(lower + largest, bar)) continue;
+        const f32x16 v = uniform(load_ids(nullptr, first + i, first + n), key);
+        if (!any_greater(fma(gumbel_bound(v), t, lower), bar)) continue;
+        best = __builtin_fmaxf(best, max_lane(fma(gumbel_of(v), t, lower)));
+        bar = set1(best);
+    }
+    return best;
+}
+
+void noisy_reaching(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature, NoiseKey key,
+                    float threshold, uint8_t* reaches) {
+    const f32x16 factor = set1(norm), t = set1(temperature), largest = set1(temperature * kLargestNoise);
+    const f32x16 bar = set1(below(threshold));
+    for (int64_t i = 0; i < n; i += 16) {
+        const f32x16 upper = fma(load(error + i), factor, load(x + i));
+        if (!any_greater(upper + largest, bar)) continue;
+        const f32x16 v = uniform(load_ids(nullptr, first + i, first + n), key);
+        reaches[i / 16] |= any_greater(fma(gumbel_bound(v), t, upper), bar);
+    }
+}
+
 float log_of(float x) {
     float lanes[16];
     store(lanes, log(set1(x)));
@@ -149,6 +177,7 @@ float log_of(float x) {
 }  // namespace
 
 extern const SamplingKernels sampling_kernels;
-const SamplingKernels sampling_kernels = {lane_maxima, collect, weights, total_weight, noisy_argmax, gumbel, log_of};
+const SamplingKernels sampling_kernels = {lane_maxima, collect, weights, total_weight, noisy_argmax, gumbel, log_of,
+                                          noisy_lower, noisy_reaching};
 
 }  // namespace gmtp::GMTP_ISA

@@ -45,9 +45,11 @@ std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const
     pass_.positions[0] = position;
     pass_.segments[0] = {sequence, position, 0, 1};
 
-    pass_.best = {exact_logits(params)};
     std::vector<int32_t> drafted;
     while (static_cast<int>(drafted.size()) < depth) {
+        const Wanted wants = wanted(params, position + 1 + static_cast<int64_t>(drafted.size()));
+        // The heads of one run draw at several positions, each with a noise of its own.
+        pass_.wanted = {wants.temperature > 0 && buffers_.logits.size() > 1 ? Wanted{} : wants};
         plan_->run(pass_);
         for (size_t head = 0; head < buffers_.logits.size() && static_cast<int>(drafted.size()) < depth; head++) {
             const auto scores = logits(head);

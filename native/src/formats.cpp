@@ -63,7 +63,8 @@ const Format& format(WeightType t) {
     static constexpr Format q5_0   = {32,  22,  5, 16,  32, false, 0,  0};
     static constexpr Format q5_1   = {32,  24,  5, 0,   32, true,  0,  0};
     static constexpr Format q8_0   = {32,  34,  8, 128, 32, false, 0,  0};
-    static constexpr Format q8_high = {32, 34,  6, 32,  16, false, 0,  0};
+    static constexpr Format q8_high = {32, 34,  6, 32,  32, false, 0,  0};
+    static constexpr Format q8_low = {32,  34,  2, 0,   32, false, 0,  0};
     static constexpr Format q2_k   = {256, 84,  2, 0,   16, true,  16, 0};
     static constexpr Format q3_k   = {256, 110, 3, 4,   16, false, 16, 0};
     static constexpr Format q4_k   = {256, 144, 4, 0,   32, true,  8,  8};
@@ -78,6 +79,7 @@ const Format& format(WeightType t) {
         case WeightType::Q5_1: return q5_1;
         case WeightType::Q8_0: return q8_0;
         case WeightType::Q8_HIGH: return q8_high;
+        case WeightType::Q8_LOW: return q8_low;
         case WeightType::Q2_K: return q2_k;
         case WeightType::Q3_K: return q3_k;
         case WeightType::Q4_K: return q4_k;

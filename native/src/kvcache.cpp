@@ -6,12 +6,18 @@
 #include <string>
 #include <utility>
 
+#include "formats.h"
 #include "gmtp/error.h"
 
 namespace gmtp {
 namespace {
 
 size_t element_bytes(KvType type) { return type == KvType::F16 ? 2 : 4; }
+
+float element(KvType type, const void* elements, int64_t i) {
+    if (type == KvType::F32) return static_cast<const float*>(elements)[i];
+    return half_to_float(static_cast<const uint16_t*>(elements)[i]);
+}
 
 }  // namespace
 
@@ -144,6 +150,22 @@ void* KvCache::values(int sequence, int layer, int64_t kv_head, int64_t position
     const KvLayer& l = layers_[layer];
     char* p = place(sequence, layer, position);
     return p ? p + static_cast<size_t>((l.kv_heads + kv_head) * l.head_dim * kPagePositions) * element_bytes(type_) : nullptr;
+}
+
+void KvCache::read(int sequence, int layer, int64_t begin, int64_t end, float* keys_out, float* values_out) const {
+    const Sequence& s = at(sequence);
+    if (begin < s.first[group_of_[layer]] * kPagePositions || begin > end || end > s.length)
+        throw InputError("the cache does not hold these positions");
+    const int64_t dim = layers_[layer].head_dim;
+    for (int64_t p = begin; p < end; p++)
+        for (int64_t h = 0; h < layers_[layer].kv_heads; h++) {
+            const void *key = keys(sequence, layer, h, p), *value = values(sequence, layer, h, p);
+            const int64_t place = p % kPagePositions;
+            for (int64_t d = 0; d < dim; d++) {  // keys lie 16 positions to an element, see put_key
+                *keys_out++ = element(type_, key, (place / 16 * dim + d) * 16 + place % 16);
+                *values_out++ = element(type_, value, place * dim + d);
+            }
+        }
 }
 
 }  // namespace gmtp

@@ -163,7 +163,8 @@ size_t group_bytes(WeightType t, int64_t cols) {
     check_columns(t, cols);
     if (is_float(t)) return (size_t)(round_up(cols, 4) * kGroupRows * float_bytes(t));
     const Format& f = format(t);
-    return scales_of_group(f, cols) + cols / kBlock * f.code_bytes();
+    const size_t scales = t == WeightType::Q8_LOW ? 0 : scales_of_group(f, cols);
+    return scales + cols / kBlock * f.code_bytes();
 }
 
 void pack_groups(WeightType t, const uint8_t* src, int64_t rows, int64_t cols, int64_t group0, int64_t group1, uint8_t* dst) {

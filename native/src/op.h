@@ -14,6 +14,7 @@ struct Run {
     ThreadPool& pool;
     const LayerKernels& layer;
     const MatmulKernels& matmul;
+    const SamplingKernels& sampling;
     int thread;
     std::atomic<int64_t>& next;  // of this op, for handing out pieces
 

@@ -314,6 +314,7 @@ BufferId Plan::outputs(BufferId x) {
 }
 
 void Plan::softcap(BufferId x, float cap) {
+    for (auto& [logits, capped] : capped_) *capped |= logits == x;
     auto op = std::make_unique<SoftcapOp>();
     op->x = &get(x), op->cap = cap;
     op->reads = {x}, op->writes = {x};
@@ -335,7 +336,7 @@ void Plan::run(Pass& pass) {
         auto before = profiling_ && thread == 0 ? Clock::now() : Clock::time_point{};
         for (size_t i = 0; i < ops_.size(); i++) {
             if (ops_[i]->barrier) pool_->barrier();
-            ops_[i]->run({*this, pass, *pool_, *kernels_.layer, *kernels_.matmul, thread, next_[i]});
+            ops_[i]->run({*this, pass, *pool_, *kernels_.layer, *kernels_.matmul, *kernels_.sampling, thread, next_[i]});
             if (profiling_ && thread == 0) {
                 auto now = Clock::now();
                 seconds_[i] += std::chrono::duration<double>(now - before).count();

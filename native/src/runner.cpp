@@ -32,7 +32,7 @@ void Runner::forward(std::span<const Feed> feeds) {
 
     for (const Feed& f : feeds) cache_->reserve(f.sequence, static_cast<int64_t>(f.tokens.size()));
     tokens_.clear();
-    pass_.segments.clear(), pass_.positions.clear(), pass_.outputs.clear(), pass_.best.clear();
+    pass_.segments.clear(), pass_.positions.clear(), pass_.outputs.clear(), pass_.wanted.clear();
     for (const Feed& f : feeds) {
         const int count = static_cast<int>(f.tokens.size()), first = static_cast<int>(tokens_.size());
         const int64_t start = cache_->length(f.sequence);
@@ -40,7 +40,7 @@ void Runner::forward(std::span<const Feed> feeds) {
         for (int i = 0; i < count; i++) {
             tokens_.push_back(f.tokens[i]);
             pass_.positions.push_back(start + i);
-            if (i >= count - f.outputs) pass_.outputs.push_back(first + i), pass_.best.push_back(f.best);
+            if (i >= count - f.outputs) pass_.outputs.push_back(first + i), pass_.wanted.push_back(wanted(f.params, start + i + 1));
         }
     }
     pass_.cache = cache_.get();
@@ -50,7 +50,7 @@ void Runner::forward(std::span<const Feed> feeds) {
     for (const Feed& f : feeds) cache_->advance(f.sequence, static_cast<int64_t>(f.tokens.size()));
 }
 
-bool Runner::exact() const { return std::ranges::all_of(pass_.best, [](int best) { return best == 0; }); }
+bool Runner::exact() const { return std::ranges::all_of(pass_.wanted, [](const Wanted& w) { return w.best == 0; }); }
 
 const float* Runner::logits(int output) const {
     const Buffer& b = plan_->buffer(logits_);

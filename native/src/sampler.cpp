@@ -246,11 +246,13 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
     return result;
 }
 
-int exact_logits(const SampleParams& p) {
+Wanted wanted(const SampleParams& p, int64_t position) {
     constexpr int kMost = 128;  // more would leave little of a split head unread
-    if (p.repetition_penalty != 1 || p.logprobs > 0) return 0;
-    if (p.temperature <= 0) return 1;
-    return p.top_k <= kMost ? p.top_k : 0;
+    if (p.repetition_penalty != 1 || p.logprobs > 0) return {};
+    if (p.temperature <= 0 || p.top_k == 1) return {.best = 1};
+    if (p.top_k > 0) return {.best = p.top_k <= kMost ? p.top_k : 0};
+    if (p.top_p < 1 || p.min_p > 0) return {};
+    return {.best = 1, .temperature = p.temperature, .key = noise_key(p.seed, position)};
 }
 
 int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,

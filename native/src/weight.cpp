@@ -71,9 +71,13 @@ std::shared_ptr<Weight> Weight::convert(WeightType from, WeightType to, const ui
     });
 }
 
+void Weight::read(int64_t row, float* out) const {
+    if (split) split->unpack_row(row, out);
+    else unpack_row(matrix, row, out);
+}
+
 void Table::read(int64_t row, float* out) const {
-    if (packed && packed->split) packed->split->unpack_row(row, out);
-    else if (packed) unpack_row(packed->matrix, row, out);
+    if (packed) packed->read(row, out);
     else dequantize(type, source + static_cast<size_t>(row) * file_row_bytes(type, cols), cols, out);
 }
 

@@ -13,6 +13,10 @@ SETTINGS = {
     "top-k 1": {"temperature": 1.0, "top_k": 1},
     "top-k 5": {"temperature": 1.0, "top_k": 5},
     "top-k 64, top-p": {"temperature": 1.0, "top_k": 64, "top_p": 0.95},
+    "no filters": {"temperature": 1.0},
+    "no filters, cold": {"temperature": 0.3},
+    "no filters, hot": {"temperature": 20.0},
+    "top-p alone": {"temperature": 1.0, "top_p": 0.9},
     "top-k 128, hot, min-p": {"temperature": 3.0, "top_k": 128, "min_p": 0.01},
 }
 
@@ -43,7 +47,7 @@ def test_tokens_are_those_of_all_logits(engine: Engine, tokens: list[int], setti
                 chosen[logprobs] += engine.step(sequence, part, len(part), params).tokens
             engine.release(sequence)
         assert chosen[0] == chosen[1]
-        if settings.get("temperature") and settings["top_k"] > 1:
+        if settings.get("temperature") and settings.get("top_k") != 1 and settings["temperature"] > 0.5:
             assert len(set(chosen[0])) > 20, "samples that are all alike tell nothing"
 
 

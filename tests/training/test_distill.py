@@ -9,9 +9,15 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.models.assistant import draft_step
-from gemma_mtp.ops.torch import Pass, TorchOps
+from gemma_mtp.ops.torch import Pass, TorchOps, TorchWeights
 from gemma_mtp.training.distill import DistillingOps, centroid_probs, draft_rounds, lesson_of, total_loss
-from gemma_mtp.training.drafter import balanced_clusters, drafter_config, first_weights
+from gemma_mtp.training.drafter import (
+    balanced_clusters,
+    drafter_config,
+    first_weights,
+    output_embedding,
+    with_embedding,
+)
 from gemma_mtp.training.evaluate import before_loop
 from gemma_mtp.training.optimise import Budget, Optimiser, initial_weights, on_device
 from gemma_mtp.training.pretrain import run_target
@@ -35,6 +41,13 @@ def drafter_of(target: ModelConfig, **options: Any) -> DrafterConfig:
     return config
 
 
+def own_weights(drafter: DrafterConfig, target: ModelConfig, of_target: TorchWeights) -> TorchWeights:
+    """An untrained drafter's, with all that its training and its decoding read."""
+    first, embedding = first_weights(drafter, target, of_target), output_embedding(of_target, target)
+    shared = {"target_embed": of_target["embed"], "target_output": embedding}
+    return on_device({**first, **with_embedding(first, embedding)}, shared)
+
+
 def texts(sequences: int, length: int) -> torch.Tensor:
     return torch.randint(0, 256, (sequences, length), generator=torch.Generator().manual_seed(5))
 
@@ -55,7 +68,7 @@ def test_rounds_at_every_position_are_those_of_decoding(kind: str) -> None:
     target = target_of(kind)
     drafter = drafter_of(target)
     weights = on_device(initial_weights(target))
-    own = on_device(first_weights(drafter, target, weights), {"target_embed": weights["embed"]})
+    own = own_weights(drafter, target, weights)
     tokens = texts(2, 44)
     with torch.no_grad():
         steps = draft_rounds(own, drafter, target, lesson_of(weights, target, tokens), depth=3)
@@ -75,7 +88,7 @@ def test_a_few_candidates_are_scored_as_among_all() -> None:
     target = target_of("E2B")
     drafter = drafter_of(target, centroids=16, active=4)
     of_target = on_device(initial_weights(target))
-    weights = on_device(first_weights(drafter, target, of_target), {"target_embed": of_target["embed"]})
+    weights = own_weights(drafter, target, of_target)
     lesson = lesson_of(of_target, target, texts(1, 12))
     some = torch.tensor([3, 200, 17])
     with torch.no_grad():
@@ -94,7 +107,7 @@ def test_the_loss_falls_and_reaches_every_weight() -> None:
     drafter = drafter_of(target, centroids=16, active=4)
     of_target = on_device(initial_weights(target))
     weights = first_weights(drafter, target, of_target)
-    running = on_device(weights, {"target_embed": of_target["embed"]})
+    running = on_device(weights, {"target_embed": of_target["embed"], "target_output": of_target["embed"]})
     lesson = lesson_of(of_target, target, texts(2, 24))
     optimiser = Optimiser(weights, rate=3e-3)
     losses = []

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from gemma_mtp import Model, SamplingParams
 from gemma_mtp.checkpoints.load import open_checkpoint
-from gemma_mtp.training.drafter import first_weights
+from gemma_mtp.training.drafter import first_weights, output_embedding, with_embedding
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_folder
 from gemma_mtp.training.optimise import initial_weights, on_device
@@ -35,7 +35,8 @@ def pair(example: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_drafter_learns(pair: Path, tmp_path: Path) -> None:
     target, config = open_checkpoint(pair).config, open_checkpoint(pair / "assistant").config
-    untrained = first_weights(config, target, on_device(initial_weights(target)))
+    random = on_device(initial_weights(target))
+    untrained = with_embedding(first_weights(config, target, random), output_embedding(random, target))
     described = json.loads((pair / "assistant" / "config.json").read_text())
     write_folder(tmp_path / "untrained", described, untrained)
     params = SamplingParams(max_tokens=64, temperature=1.0)

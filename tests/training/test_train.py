@@ -21,7 +21,7 @@ from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.ops.torch import Pass, TorchOps, TorchWeights
 from gemma_mtp.training import distill
 from gemma_mtp.training.data import Windows, python_library, token_stream
-from gemma_mtp.training.drafter import first_weights
+from gemma_mtp.training.drafter import first_weights, output_embedding, with_embedding
 from gemma_mtp.training.evaluate import acceptance, generate
 from gemma_mtp.training.export import write_folder
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
@@ -72,7 +72,8 @@ def target(
 def test_acceptance_rises_well_above_that_of_an_untrained_drafter(target: dict[str, Any], tmp_path: Path) -> None:
     described = json.loads((target["drafter"] / "config.json").read_text())
     config, of_target = open_checkpoint(target["drafter"]).config, open_checkpoint(target["target"]).config
-    untrained = first_weights(config, of_target, on_device(initial_weights(of_target)))
+    random = on_device(initial_weights(of_target))
+    untrained = with_embedding(first_weights(config, of_target, random), output_embedding(random, of_target))
     write_folder(tmp_path / "untrained", described, untrained)
     rates = {}
     for drafter in (target["drafter"], tmp_path / "untrained"):

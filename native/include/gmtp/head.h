@@ -3,7 +3,8 @@
 // A code u = c + 128 of Q8_0 is 4 h + l. The high part h, six bits, gives every token a score as if l were 1.5, and that is
 // off from the exact score by at most |sum of d (l - 1.5) x| <= |d (l - 1.5)| |x|, the norms being those of a row's scaled
 // remainders and of the activations (Cauchy-Schwarz). Tokens whose score cannot reach the best lower bound are out; for the
-// others the low part is read too and the exact score computed, by the very kernel that an unsplit matrix has.
+// others the low part is read too and what it adds to the score is added. So a logit is the sum of two products, of the
+// high and of the low part, wherever it is wanted exactly.
 #pragma once
 #include <functional>
 #include <memory>
@@ -15,8 +16,7 @@
 namespace gmtp {
 
 struct SplitHead {
-    Matrix high;                   // of the type Q8_HIGH
-    const uint8_t* low;            // [group][block of 32 columns]: two planes of 64 bytes
+    Matrix high, low;              // of the types Q8_HIGH and Q8_LOW
     const float* error;            // [groups * 16]: how far a row's score is off, for activations of norm 1
     size_t bytes;
     std::shared_ptr<const void> owner;
@@ -24,7 +24,6 @@ struct SplitHead {
     // From a tensor [rows, cols] of Q8_0; see Weight::pack.
     static std::shared_ptr<const SplitHead> pack(const uint8_t* source, size_t source_bytes, int64_t rows, int64_t cols,
                                                  ThreadPool& pool, const std::function<void(size_t, size_t)>& done);
-    const uint8_t* low_of(int64_t group) const { return low + group * (high.cols / kBlock) * 128; }
     // One row, the exact values of the file.
     void unpack_row(int64_t row, float* out) const;
 };

@@ -40,7 +40,7 @@ public:
     // The smallest length that truncate() can go back to, 0 included always.
     int64_t floor(int sequence) const;
 
-    const KvLayer& layer(int index) const { return layers_[index]; }
+    const KvLayer& layer(int index) const { return layers_.at(index); }
     KvType type() const { return type_; }
     int64_t context() const { return context_; }
     int64_t bytes_in_use() const;
@@ -50,6 +50,9 @@ public:
     // Null if that page is not held.
     void* keys(int sequence, int layer, int64_t kv_head, int64_t position) const;
     void* values(int sequence, int layer, int64_t kv_head, int64_t position) const;
+    // What positions [begin, end) of a sequence hold, as [position][kv_head][element] each. Throws InputError for positions
+    // that are not filled or not held any more.
+    void read(int sequence, int layer, int64_t begin, int64_t end, float* keys, float* values) const;
 
 private:
     struct Group {

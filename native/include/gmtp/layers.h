@@ -35,8 +35,9 @@ struct LayerKernels {
     // Softmax over n values (any n) in place, in float32.
     void (*softmax)(float* x, int64_t n);
 
-    // maxima[lane] = the largest of itself and x[16 i + lane] - error[16 i + lane] * norm. n is a multiple of 16.
-    void (*lower_maxima)(const float* x, const float* error, float norm, int64_t n, float* maxima);
+    // With scores known to be within error * norm of x: lower[lane] = the largest of the lower bounds of [16 i + lane],
+    // upper[lane] that of the upper bounds. n is a multiple of 16.
+    void (*bounds)(const float* x, const float* error, float norm, int64_t n, float* lower, float* upper);
     // reaches[i]: whether some x[16 i + lane] + error[16 i + lane] * norm is at least `threshold`.
     void (*reaching)(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches);
 

@@ -33,9 +33,9 @@ struct Pass {
     std::vector<Segment> segments;
     std::vector<int64_t> positions;      // [rows]
     std::vector<int> outputs;            // rows whose result is wanted
-    // [output]: how many of the largest logits must be exact; of the others it then only holds that they are less. 0: all.
-    // Meant for outputs of logits with a split head; others are exact anyway.
-    std::vector<int> best;
+    // [output]: which logits must be exact. Of the others it holds that they are not among the largest, nor become so by
+    // the noise. Meant for outputs of logits with a split head; others are exact anyway.
+    std::vector<Wanted> wanted;
 };
 
 enum class Rows : uint8_t { Pass, Outputs };  // a buffer has one vector for every row, or for every wanted row
@@ -131,6 +131,7 @@ private:
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<std::unique_ptr<Op>> ops_;
     std::vector<std::pair<BufferId, const ChooseCentroidsOp*>> choosers_;
+    std::vector<std::pair<BufferId, std::shared_ptr<bool>>> capped_;  // split logits: whether a soft-cap follows
     std::shared_ptr<AttendParts> parts_;
     BufferId parts_id_ = -1;
     std::vector<std::shared_ptr<uint8_t[]>> arena_;

@@ -5,12 +5,15 @@
 
 namespace gmtp {
 
+// Settings that read every logit.
+constexpr SampleParams kAllLogits{.logprobs = 1};
+
 // The newest tokens of a sequence, to be put into the cache.
 struct Feed {
     int sequence;
     std::span<const int32_t> tokens;
     int outputs;   // how many of the last of them want a result
-    int best = 0;  // how many of the largest logits of each must be exact; 0: all
+    SampleParams params = kAllLogits;  // how they will be sampled: only the logits that this reads need be exact
 };
 
 // How the outputs of one feed are sampled. Output i decides the token after it.
@@ -27,7 +30,7 @@ public:
     // Throws InputError (too many rows, a token outside the vocabulary, a full context) before anything has changed.
     void forward(std::span<const Feed> feeds);
     int outputs() const { return static_cast<int>(pass_.outputs.size()); }
-    const float* logits(int output) const;   // [vocab]; exact are as many of the largest as the feed asked for
+    const float* logits(int output) const;   // [vocab]; exact are those that the feed's settings read
     bool exact() const;                      // whether all logits of the last pass are
     const float* hidden(int output) const;   // [hidden size]
     int64_t hidden_size() const { return plan_->buffer(hidden_).width; }

@@ -83,7 +83,16 @@ struct SamplingKernels {
     // out[i] = g(key, i): standard Gumbel noise.
     void (*gumbel)(NoiseKey key, int64_t n, float* out);
     float (*log)(float x);
+    // With token first + i's score known to be within error[i] * norm of x[i], and noise g of `key` times `temperature`
+    // added: the largest lower bound, or `best` if that is larger; and in reaches[i / 16], added to what is there, whether
+    // some upper bound is at least `threshold`. n is a multiple of 16.
+    float (*noisy_lower)(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature,
+                         NoiseKey key, float best);
+    void (*noisy_reaching)(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature,
+                           NoiseKey key, float threshold, uint8_t* reaches);
 };
+
+constexpr float kLargestNoise = 22.9f;  // no g is larger: see uniform() in kernels/sampling.cpp
 
 // Samples the token at `position` (its index in the sequence) from logits[vocab]. The order is that of transformers:
 // repetition penalty, temperature, top-k, top-p, min-p. Tokens are ranked by (logit descending, id ascending), and each
@@ -93,8 +102,13 @@ struct SamplingKernels {
 Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t vocab, const SampleParams& params,
                int64_t position, Seen seen, Scratch& scratch);
 
-// How many of the largest logits `sample` and `propose` read: 0 if they may read any.
-int exact_logits(const SampleParams& params);
+// What of its logits a position's draw reads.
+struct Wanted {
+    int best = 0;           // so many of the largest; 0: any
+    float temperature = 0;  // above 0: and all that can have the largest sum with this much of the noise of `key`
+    NoiseKey key{};
+};
+Wanted wanted(const SampleParams& params, int64_t position);
 
 // What a drafter proposes for `position`: the same draw, with the same noise, from its own logits. tokens[i] is the token
 // of logits[i], -1 for none; null: token i. There are no log probabilities.

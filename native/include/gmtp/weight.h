@@ -18,7 +18,10 @@ struct Weight {
     Matrix matrix;
     std::shared_ptr<const void> owner;
     size_t bytes;
-    std::shared_ptr<const SplitHead> split = nullptr;  // then matrix.data is null, and only logits and tables can read it
+    std::shared_ptr<const SplitHead> split = nullptr;  // then matrix.data is null, and only logits and `read` can use it
+
+    // One row, the exact values of the file.
+    void read(int64_t row, float* out) const;
 
     // From a GGUF tensor [rows, cols]; all of `source` (source_bytes long) must be the tensor. `done(begin, end)` is told
     // which of its bytes are not needed any more, every few megabytes, so that a mapped file can be let go as it is read.
