@@ -1,31 +1,88 @@
-"""How many bits of an 8-bit output embedding must be read to be sure of the best tokens.
+"""An output embedding read in two parts: what that gains, and how many bits the first part needs.
 
-    python benchmarks/split_head.py [MODEL]          # default: the demo; the embedding must be Q8_0
+    python benchmarks/split_head.py [MODEL]             # default: the demo; the embedding must be Q8_0
+    python benchmarks/split_head.py [MODEL] --bounds
 
-For hidden states of mixed text: scores from the high bits of every code, how far they are off, the bound on that (the
-norm of a row's remainder times the norm of the state), and the share of 16-row groups that hold a token which, by that
-bound, can still be the best, or among the best 64. Those are read in full.
+The first compares engines that read it in two parts and whole, in turns in one process: plain decoding under several
+settings, and passes of several rows. The second, for hidden states of mixed text: scores from the high bits of each code,
+how far they are off, the bound on that (the norm of a row's remainder times the norm of the state), and the share of
+16-row groups that hold a token which, by that bound, can still be the best, or among the best 64.
 """
 
 import argparse
+import os
+import statistics
+import time
 
 import numpy as np
 
-from gemma_mtp import Model
+from gemma_mtp import Model, SamplingParams
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.config import ModelConfig
+from gemma_mtp.engine.engine import Engine
 from gemma_mtp.prompts import NINE_KINDS
 
 GROUP = 16
+PROMPT, TOKENS, REPEATS = 64, 64, 8
+SETTINGS = {
+    "greedy": SamplingParams(),
+    "top-k 64, top-p 0.95": SamplingParams(temperature=1.0, top_k=64, top_p=0.95),
+    "temperature 1 alone": SamplingParams(temperature=1.0),
+    "top-p 0.95 alone": SamplingParams(temperature=1.0, top_p=0.95),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the high bits of an output embedding tell.")
+    parser = argparse.ArgumentParser(description="An output embedding read in two parts.")
     parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--bounds", action="store_true", help="how many bits are enough, instead of what it gains")
+    parser.add_argument("--isa", default="auto", help="the instruction-set build")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    model = Model.load(args.model, drafter="none")
+    if args.bounds:
+        bounds(args.model)
+    else:
+        gains(args.model, args.threads, args.isa)
+
+
+def gains(model: str, threads: int, isa: str) -> None:
+    checkpoint = open_checkpoint(resolve(model))
+    assert isinstance(checkpoint.config, ModelConfig)
+    engines = [
+        Engine(checkpoint.config, checkpoint.weights, threads=threads, context=512, isa=isa, split_head=split)
+        for split in (True, False)
+    ]
+    text = Model.load(model, drafter="none").tokenize("\n\n".join(NINE_KINDS.values()))
+    print("tokens a second in two parts over whole")
+    for name, params in SETTINGS.items():
+        print(f"{name:22} {ratio(engines, text, 1, params):.2f}")
+    for rows in (2, 4, 8):
+        print(f"{f'a pass of {rows}, greedy':22} {ratio(engines, text, rows, SamplingParams()):.2f}")
+
+
+def ratio(engines: list[Engine], text: list[int], rows: int, params: SamplingParams) -> float:
+    """The median over turns of what reading whole takes, over what reading in two parts takes."""
+    turns = [[seconds(engine, text, rows, params) for engine in engines] for _ in range(REPEATS)]
+    return statistics.median(whole / split for split, whole in turns)
+
+
+def seconds(engine: Engine, text: list[int], rows: int, params: SamplingParams) -> float:
+    """Of TOKENS / rows passes, after a prompt."""
+    sequence = engine.create()
+    engine.step(sequence, text[:PROMPT], 1, params)
+    start = time.perf_counter()
+    for at in range(PROMPT, PROMPT + TOKENS, rows):
+        engine.step(sequence, text[at : at + rows], rows, params)
+    passed = time.perf_counter() - start
+    engine.release(sequence)
+    return passed
+
+
+def bounds(name: str) -> None:
+    model = Model.load(name, drafter="none")
     hidden = model.hidden(model.tokenize("\n\n".join(NINE_KINDS.values()))[:500])[::12]
-    tensor = open_checkpoint(resolve(args.model)).weights["embed"]
+    tensor = open_checkpoint(resolve(name)).weights["embed"]
     vocab, width = tensor.shape
     blocks = tensor.data.reshape(vocab, width // 32, 34)
     scales = blocks[:, :, :2].copy().view(np.float16).astype(np.float32)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_mtp.checkpoints.compact import open_drafter
 from gemma_mtp.checkpoints.hub import find_assistant, resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.checkpoints.quantization import DTYPES, Dtype
@@ -56,7 +57,7 @@ def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
         _log.warning("%s %s", target.path, skipped)
     tokenizer = _tokenizer(target)
     drafter_path = _drafter_path(drafter, model, target.path)
-    assistant = open_checkpoint(drafter_path) if drafter_path else None
+    assistant = open_drafter(drafter_path, target) if drafter_path else None
     if assistant and isinstance(assistant.config, ModelConfig):
         raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
     return Loaded(

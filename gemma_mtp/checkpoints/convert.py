@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.compact import open_drafter
 from gemma_mtp.checkpoints.files import written_whole
 from gemma_mtp.checkpoints.gguf_keys import architecture, keys_from_config, rope_freqs
 from gemma_mtp.checkpoints.gguf_tokenizer import keys_from_tokenizer
@@ -39,14 +40,16 @@ _FILES_OWN = {"general.alignment", "general.file_type", "general.quantization_ve
 _log = logging.getLogger("gemma_mtp")
 
 
-def convert(source: Path, out: Path, kind: str | None = None, force: bool = False) -> list[Path]:
+def convert(
+    source: Path, out: Path, kind: str | None = None, force: bool = False, target: Path | None = None
+) -> list[Path]:
     """Writes the checkpoint at `source` as a GGUF file, and returns the files written.
 
     kind: a type of quantization.TYPES for all matrices (but routers, which stay float32 like vectors), or None to keep
-    each one's. A drafter's centroid head goes into a file of its own. force: replace files that are there. Raises
-    CheckpointError, and then leaves nothing half written.
+    each one's. A drafter's centroid head goes into a file of its own. force: replace files that are there. target: of a
+    compact drafter, to make its embedding from. Raises CheckpointError, and then leaves nothing half written.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_drafter(source, open_checkpoint(target)) if target else open_checkpoint(source)
     config = checkpoint.config
     if isinstance(config, HeadsConfig):
         raise CheckpointError(f"{source} holds parallel heads, for which GGUF has no form.")

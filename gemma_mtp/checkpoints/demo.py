@@ -18,6 +18,7 @@ import platformdirs
 from gemma_mtp.checkpoints.checksum import blocks, sha256_of
 from gemma_mtp.errors import CheckpointError
 
+DRAFTER = Path(__file__).parents[1] / "drafters" / "gemma3-270m"
 FILE_NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 

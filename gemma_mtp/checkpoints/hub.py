@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gemma_mtp.checkpoints.checksum import sha256_of
-from gemma_mtp.checkpoints.demo import demo_path
+from gemma_mtp.checkpoints.demo import DRAFTER, demo_path
 from gemma_mtp.checkpoints.gguf import part_names
 from gemma_mtp.checkpoints.keys import shown
-from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.checkpoints.load import config_of, open_checkpoint
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.errors import CheckpointError, PairError
 
@@ -125,11 +125,14 @@ def _check_sha256(repo: str, path: Path) -> None:
 def find_assistant(model: str, path: Path) -> Path | None:
     """The drafter of the target that was named `model` and lies at `path`, where there is one near it; else None.
 
-    Looked for in a folder as `assistant/` and `drafter/`; beside a folder as NAME-assistant; beside a GGUF file as one
-    that is named like a drafter, the longer the common start of the names the better; and for "owner/name" as
-    "owner/name-assistant" in the local hub cache. Nothing but a drafter that fits this target is taken; of several
-    that are equally good none is, and the log names them. Touches no network. Raises CheckpointError for the target.
+    The demo's comes with the package. Others are looked for in a folder as `assistant/` and `drafter/`; beside a folder
+    as NAME-assistant; beside a GGUF file as one that is named like a drafter, the longer the common start of the names
+    the better; and for "owner/name" as "owner/name-assistant" in the local hub cache. Nothing but a drafter that fits
+    this target is taken; of several that are equally good none is, and the log names them. Touches no network. Raises
+    CheckpointError for the target.
     """
+    if model == "demo":
+        return DRAFTER if DRAFTER.is_dir() and (DRAFTER / "config.json").is_file() else None
     path = Path(os.path.abspath(path))
     if path.is_dir():
         places = [path / "assistant", path / "drafter", path.parent / f"{path.name}-assistant"]
@@ -168,7 +171,7 @@ def _fitting(path: Path, candidates: list[Path]) -> list[Path]:
     fitting = []
     for candidate in candidates:
         try:
-            config = open_checkpoint(candidate).config
+            config = config_of(candidate)
             if isinstance(config, ModelConfig):
                 raise PairError("It is a target, not a drafter.")
             config.check_target(target)

@@ -19,6 +19,9 @@ from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError
 
+PROJECTION = "model.embed_projection.weight"
+"""Of a compact drafter's folder: what makes its embedding of its target's."""
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -45,6 +48,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a GGUF file (or the only one of a folder), or a folder as Hugging Face has it. Raises CheckpointError."""
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path)
+    if is_compact(path):
+        raise CheckpointError(f"{path} is a compact drafter, which opens only together with its target.")
     if path.is_dir():
         generation = path / "generation_config.json"
         config = config_from_hf(
@@ -65,6 +70,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = config_from_gguf(file.metadata, tensors, file.path)
     named = name_weights(config, tensors, "gguf", file.path)
     return Checkpoint(file.path, config, named.weights, named.ignored, file.metadata)
+
+
+def is_compact(path: Path) -> bool:
+    """Whether a folder is a drafter's without an embedding: see checkpoints.compact. Raises CheckpointError."""
+    return (path / "model.safetensors").is_file() and PROJECTION in open_safetensors(path / "model.safetensors")
+
+
+def config_of(path: Path) -> AnyConfig:
+    """A checkpoint's configuration, of a compact drafter's too. Raises CheckpointError."""
+    if is_compact(path):
+        return config_from_hf(read_json(path / "config.json"), path / "config.json")
+    return open_checkpoint(path).config
 
 
 def centroids_path(drafter: Path) -> Path:

@@ -20,6 +20,10 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="MODEL", help="Of a compact drafter: its target.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Convert a checkpoint to GGUF, with its tokenizer and chat template.
@@ -33,5 +37,5 @@ def convert(
 
     if kind is not None and kind.lower() not in TYPES:
         raise SettingsError(f"There is no type '{kind}' to convert to: use one of {', '.join(TYPES)}.")
-    for path in write(resolve(source), out, kind, force):
+    for path in write(resolve(source), out, kind, force, resolve(target) if target else None):
         print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")

@@ -13,7 +13,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the drafter goes.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="PATH", help="Text, Markdown, sources, JSONL; default: Python's library."),
+        typer.Option("--data", metavar="PATH", help="Text, sources, JSONL; python (default): its library."),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Tokens to learn from.")] = 400_000,
     disk: Annotated[float, typer.Option("--disk", metavar="GB", min=0, help="The most its states may take.")] = 4.0,

@@ -74,17 +74,30 @@ def token_stream(texts: Iterable[Text], encode: Callable[[str], list[int]], end:
 
 
 class Windows:
-    """Batches of windows from random places of a stream of tokens, each starting with `first` as a prompt does."""
+    """Batches of windows of a stream of tokens, each starting with `first` as a prompt does.
 
-    def __init__(self, tokens: NDArray[np.int32], length: int, first: int, seed: int = 0):
+    end: the token that ends each of the stream's texts, if one does.
+    """
+
+    def __init__(self, tokens: NDArray[np.int32], length: int, first: int, seed: int = 0, end: int | None = None):
         if len(tokens) < length:
             raise SettingsError(f"The text has {len(tokens)} tokens, less than a window of {length}: give more.")
         self._tokens, self._length, self._first = tokens, length, first
+        ends = np.flatnonzero(tokens == end) if end is not None else np.empty(0, np.int64)
+        self._before_texts = ends[ends <= len(tokens) - length]
         self._rng = np.random.default_rng(seed)
 
     def batch(self, count: int) -> NDArray[np.int64]:
-        """int64 [count, length]."""
-        starts = self._rng.integers(0, len(self._tokens) - self._length + 1, count)
+        """int64 [count, length], from random places."""
+        return self._at(self._rng.integers(0, len(self._tokens) - self._length + 1, count))
+
+    def openings(self, count: int) -> NDArray[np.int64]:
+        """int64 [count, length], from where texts begin, each as likely; if there is but one, from random places."""
+        if not len(self._before_texts):
+            return self.batch(count)
+        return self._at(self._rng.choice(self._before_texts, count))
+
+    def _at(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         windows = np.stack([self._tokens[start : start + self._length] for start in starts]).astype(np.int64)
         windows[:, 0] = self._first
         return windows

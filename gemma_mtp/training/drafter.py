@@ -116,7 +116,7 @@ def output_embedding(of_target: TorchWeights, target: ModelConfig) -> Tensor:
 
 @torch.no_grad()
 def with_embedding(weights: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
-    """Trained weights as an assistant's: with its embedding for PROJECTION. embedding: the target's `output_embedding`."""
+    """Trained weights as an assistant's, with an embedding for PROJECTION. embedding: the target's output_embedding."""
     others = {name: value for name, value in weights.items() if name != PROJECTION}
     return others | {"embed": embedding.float() @ weights[PROJECTION]}
 
@@ -174,7 +174,7 @@ def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _principal_directions(x: Tensor, width: int) -> Tensor:
-    """[columns, width] of x [rows, columns], the largest first; past the columns' number, if width is more, random ones."""
+    """[columns, width] of x [rows, columns], the largest first; random ones once there are no more."""
     columns = x.shape[1]
     _, directions = torch.linalg.eigh(x.T @ x)  # ascending
     found = directions.flip(1)[:, :width]

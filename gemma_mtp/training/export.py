@@ -13,8 +13,10 @@ from torch import Tensor
 
 from gemma_mtp.checkpoints.files import written_whole
 from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.checkpoints.load import PROJECTION
 from gemma_mtp.checkpoints.names import file_name, weight_shapes
 from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.training import drafter
 
 ASSISTANT_TOKENS = 4  # that transformers drafts a round unless told otherwise
 
@@ -27,23 +29,40 @@ def write_folder(
     weights: by canonical name, norms as the factors they are.
     """
     parsed = config_from_hf(config, "the configuration")
-    folder.mkdir(parents=True, exist_ok=True)
     minus = 1.0 if isinstance(parsed, ModelConfig) and parsed.family == "gemma3" else 0.0
     tensors = {}
     for name, shape in weight_shapes(parsed).items():
-        value = weights[name].detach().cpu()
-        if tuple(value.shape) != shape:
-            raise ValueError(f"the weight {name} is {list(value.shape)}, not {list(shape)}")
-        if value.is_floating_point():
-            value = (value - minus if name.endswith("norm") else value).to(dtype)
-        tensors[file_name(name, "hf")] = value.contiguous()
-    with written_whole(folder / "model.safetensors") as out:
-        out.write(save(tensors, {"format": "pt"}))
-    named = {**config, "dtype": str(dtype).removeprefix("torch.")}
-    (folder / "config.json").write_text(json.dumps(named, indent=2) + "\n")
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(f"the weight {name} is {list(weights[name].shape)}, not {list(shape)}")
+        value = _stored(weights[name], dtype, minus if name.endswith("norm") else 0.0)
+        tensors[file_name(name, "hf")] = value
+    _write(folder, {**config, "dtype": str(dtype).removeprefix("torch.")}, tensors)
     if isinstance(parsed, DrafterConfig):
         generation = {"num_assistant_tokens": ASSISTANT_TOKENS, "num_assistant_tokens_schedule": "constant"}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def write_compact(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Writes a drafter as checkpoints.compact has it. weights: as they are trained, with drafter.PROJECTION."""
+    parsed = config_from_hf(config, "the configuration")
+    tensors = {PROJECTION: _stored(weights[drafter.PROJECTION].T, torch.float16)}
+    for name in weight_shapes(parsed):
+        if name != "embed":
+            tensors[file_name(name, "hf")] = _stored(weights[name], torch.float16)
+    _write(folder, {**config, "dtype": "float16"}, tensors)
+
+
+def _stored(weight: Tensor, dtype: torch.dtype, minus: float = 0.0) -> Tensor:
+    """A weight as a file has it: floats less `minus` in dtype, token ids as int64."""
+    value = weight.detach().cpu()
+    return ((value - minus).to(dtype) if value.is_floating_point() else value).contiguous()
+
+
+def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / "model.safetensors") as out:
+        out.write(save(tensors, {"format": "pt"}))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def rounded(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:

@@ -52,6 +52,14 @@ def on_device(weights: Mapping[str, Tensor], shared: Mapping[str, Tensor] | None
     return TorchWeights({}, next(iter(everything.values())).device, torch.float32, everything)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cpu":
+        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # which no public function tells
+        return bool(ask and ask())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long to train: until `seconds` have passed or `steps` are done, whichever is set and first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from gemma_mtp.ops.torch import PassCache
 from gemma_mtp.training.data import Windows
 from gemma_mtp.training.distill import Lesson
 
-TOP = 32
+TOP = 16
 TEXTS_A_SHARD = 16
 WHOLE_VOCABULARY = 8192  # up to so many tokens all are compared, above only likely ones and some at random
 RANDOM_CANDIDATES = 2048
@@ -46,14 +47,23 @@ def bytes_a_token(config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the texts of the shards are: a quarter from the data; of the others a third greedy, the rest sampled."""
+    """What the texts of the shards are: a quarter from the data, the others written by the target from how texts of the
+    data begin; of these a third greedy, the rest sampled."""
 
     length: int  # tokens of a text, its prompt included
     seed: int
 
-    def text(self, number: int) -> tuple[int, SamplingParams]:
-        """How many tokens of a text are from the data, and how the others are chosen."""
-        given = 16 + 16 * (number % 3) if number % 4 else self.length
+    @staticmethod
+    def is_read(number: Any) -> Any:
+        """Whether a text is one from the data, by its number."""
+        return number % 4 == 0
+
+    def text(self, number: int, tokens: NDArray[np.int64], end: int) -> tuple[int, SamplingParams]:
+        """How many of a text's tokens are from the data, at most those before an `end`, and how others are chosen."""
+        given = self.length
+        if not self.is_read(number):
+            ends = np.flatnonzero(tokens == end)
+            given = min(16 + 16 * (number % 3), int(ends[0]) if len(ends) and ends[0] else self.length)
         temperature = 0.0 if number % 3 == 0 else 1.0
         return given, SamplingParams(temperature=temperature, seed=self.seed * 1_000_003 + number, logprobs=TOP)
 
@@ -61,11 +71,14 @@ class Recipe:
 def make_shards(folder: Path, count: int, engine: Engine, windows: Windows, recipe: Recipe) -> Iterator[int]:
     """Makes the shards that are not there yet and yields how many there are after each."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawn, end = (windows.batch, windows.openings), engine.config.eos[0]
     for number in range(count):
         path = folder / f"{number:05}.safetensors"
-        texts = windows.batch(TEXTS_A_SHARD)  # drawn for shards that are there too: the data is that of one seed
+        # Drawn for shards that are there too: the data is that of one seed.
+        texts = np.where(recipe.is_read(np.arange(TEXTS_A_SHARD))[:, None], *(of(TEXTS_A_SHARD) for of in drawn))
         if not path.exists():
-            shard = write(engine, texts, [recipe.text(number * TEXTS_A_SHARD + row) for row in range(TEXTS_A_SHARD)])
+            how = [recipe.text(number * TEXTS_A_SHARD + row, texts[row], end) for row in range(TEXTS_A_SHARD)]
+            shard = write(engine, texts, how)
             with written_whole(path) as out:
                 out.write(save(shard))
         yield number + 1
@@ -83,7 +96,8 @@ def write(engine: Engine, texts: NDArray[np.int64], how: Sequence[tuple[int, Sam
         for row, (given, params) in enumerate(how):
             for start in range(0, given, engine.max_outputs):
                 end = min(start + engine.max_outputs, given)
-                shard.run([(row, start, end)], [Part(sequences[row], texts[row, start:end].tolist(), end - start, params)])
+                part = Part(sequences[row], texts[row, start:end].tolist(), end - start, params)
+                shard.run([(row, start, end)], [part])
         length = texts.shape[1]
         for at in range(min(given for given, _ in how), length):
             rows = [row for row, (given, _) in enumerate(how) if given <= at]
@@ -149,7 +163,7 @@ class Lessons:
         cache = PassCache(self._texts)
         for layer in sources(self._config):
             cache.write(layer, 0, *(part[f"{layer}.{name}"].flatten(0, 1).float() for name in "kv"))
-        candidates = self._candidates(part["top"])
+        candidates = self._candidates(part["top"][..., :TOP])
         hidden = part["hidden"].float()
         logits = hidden @ (self._embedding if candidates is None else self._embedding[candidates]).T
         if cap := self._config.logit_softcap:

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gemma_mtp.checkpoints.convert import convert
 from gemma_mtp.checkpoints.files import written_whole
@@ -24,12 +26,19 @@ from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import Progress, distill
-from gemma_mtp.training.drafter import drafter_config, first_weights, fitting_centroids, output_embedding, with_embedding
+from gemma_mtp.training.drafter import (
+    drafter_config,
+    first_weights,
+    fitting_centroids,
+    output_embedding,
+    with_embedding,
+)
 from gemma_mtp.training.evaluate import acceptance
-from gemma_mtp.training.export import write_folder
+from gemma_mtp.training.export import write_compact, write_folder
 from gemma_mtp.training.optimise import Budget, Log
 from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_token, make_shards
 
+PYTHON = "python"  # as data: Python's own library, which is also the default
 Show = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
 
@@ -96,7 +105,7 @@ class Training:
         lines = [
             f"Target   {settings.target}: {target}",
             f"Drafter  {settings.layers} layers, hidden {drafter.hidden}, {head}",
-            f"Data     {', '.join(settings.data) or 'the Python standard library'}",
+            f"Data     {', '.join(settings.data or [PYTHON])}",
             f"Tokens   {self.tokens:,}, three quarters written by the target",
             f"Disk     {disk:.2f} GB in {self.out / 'states'} (at most {settings.gigabytes:g} GB)",
             f"Time     {settings.minutes:g} minutes of training after the states are made",
@@ -141,6 +150,7 @@ class Training:
             save=lambda progress: self._save(drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
+        write_compact(out / "compact", self.described, drafter_weights)
         self._write_tokenizer()
         rates = self._measure(held_out, log)
         (out / "README.md").write_text(self._card(rates), "utf-8")
@@ -167,7 +177,9 @@ class Training:
 
     def _streams(self, model: Model) -> tuple[Windows, Windows]:
         settings = self.settings
-        texts: list[Text] = read_texts([Path(path) for path in settings.data]) if settings.data else python_library()
+        texts: list[Text] = python_library() if PYTHON in (settings.data or [PYTHON]) else []
+        if files := [Path(path) for path in settings.data if path != PYTHON]:
+            texts += read_texts(files)
         train, held_out = split(texts)
         if not held_out:  # few and large texts: their ends are held out
             cut = [(text.name, text.content, int(0.95 * len(text.content))) for text in texts]
@@ -179,8 +191,8 @@ class Training:
             return model.tokenize(text)[1:]
 
         return (
-            Windows(token_stream(train, encode, end), settings.length, self.target.bos, settings.seed),
-            Windows(token_stream(held_out, encode, end), 48, self.target.bos, settings.seed),
+            Windows(token_stream(train, encode, end), settings.length, self.target.bos, settings.seed, end),
+            Windows(token_stream(held_out, encode, end), 48, self.target.bos, settings.seed, end),
         )
 
     def _save(self, weights: dict[str, torch.Tensor], progress: Progress) -> None:
@@ -206,7 +218,7 @@ class Training:
 
     def _measure(self, held_out: Windows, log: Log) -> dict[str, list[float]]:
         model = Model.load(self.settings.target, drafter=self.out, threads=self.settings.threads)
-        prompts = held_out.batch(16).tolist()
+        prompts = [*held_out.batch(8).tolist(), *self._beginnings(held_out.openings(8))]
         rates = {}
         for name, temperature, loops in (
             ("greedy", 0.0, True),
@@ -217,6 +229,11 @@ class Training:
             rates[name] = acceptance(model, prompts, params, loops=loops).rates
             log.write("acceptance on held-out text", decoding=name, rates=rates[name])
         return rates
+
+    def _beginnings(self, windows: NDArray[np.int64]) -> list[list[int]]:
+        """Each window up to where its text ends."""
+        end = self.target.eos[0]
+        return [row[: row.index(end)] if end in row else row for row in windows.tolist()]
 
     def _card(self, rates: dict[str, list[float]]) -> str:
         rows = "\n".join(f"| {name} | {' | '.join(f'{rate:.2f}' for rate in of)} |" for name, of in rates.items())

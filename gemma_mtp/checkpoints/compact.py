@@ -1,0 +1,98 @@
+"""Compact drafters: folders without the drafter's embedding, which is its target's output embedding times a matrix.
+
+Such a folder is an assistant's as transformers has it, but that `model.embed_projection.weight` [hidden,
+backbone_hidden] stands for `model.embed_tokens.weight` [vocab, hidden]. Of a vocabulary of 262,144 tokens that leaves a
+tenth of the file or less. The embedding is made once, in Q8_0, and kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from gemma_mtp import _native
+from gemma_mtp.checkpoints.gguf import GGUF
+from gemma_mtp.checkpoints.gguf_writer import OutTensor, write_gguf
+from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.checkpoints.keys import read_json
+from gemma_mtp.checkpoints.load import PROJECTION, Checkpoint, is_compact, open_checkpoint
+from gemma_mtp.checkpoints.names import file_name, name_weights
+from gemma_mtp.checkpoints.quantization import Fitting
+from gemma_mtp.checkpoints.safetensors import open_folder
+from gemma_mtp.checkpoints.tensors import TensorInfo
+from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.errors import CheckpointError
+
+_SLAB = 8192  # rows made at a time
+_NAME = "embedding"
+
+
+def open_drafter(path: Path, target: Checkpoint, cache: Path | None = None) -> Checkpoint:
+    """Opens a drafter of `target`, compact or not.
+
+    cache: where embeddings of compact ones are kept, by default in the user's cache folder. Raises CheckpointError,
+    PairError.
+    """
+    if not is_compact(path):
+        return open_checkpoint(path)
+    config = config_from_hf(read_json(path / "config.json"), path / "config.json")
+    assert isinstance(target.config, ModelConfig)
+    if not isinstance(config, DrafterConfig):
+        raise CheckpointError(f"{path} has a projection in place of an embedding, but is no drafter.")
+    config.check_target(target.config)
+    tensors = open_folder(path)
+    projection = tensors.pop(PROJECTION)
+    if projection.shape != (config.hidden, config.backbone_hidden) or projection.type not in ("F32", "F16", "BF16"):
+        raise CheckpointError(
+            f"{path} has a projection of shape {list(projection.shape)} and type {projection.type} where floats of "
+            f"[{config.hidden}, {config.backbone_hidden}] belong."
+        )
+    source = target.weights["embed" if target.config.tied_embedding else "lm_head"]
+    tensors[file_name("embed", "hf")] = _embedding(path.resolve().name, projection, source, cache)
+    named = name_weights(config, tensors, "hf", path)
+    return Checkpoint(path, config, named.weights, named.ignored, None)
+
+
+def _embedding(name: str, projection: TensorInfo, source: TensorInfo, cache: Path | None) -> TensorInfo:
+    """`source` times `projection`, from the cache, or put there."""
+    cache = cache or platformdirs.user_cache_path("gemma-mtp") / "drafters"
+    stat = source.file.path.stat()
+    kind = Fitting("q8_0").type_of(projection.shape[0])
+    made_of = [str(source.file.path.resolve()), stat.st_size, stat.st_mtime_ns, source.name, projection.shape, kind]
+    key = hashlib.sha256(json.dumps(made_of).encode() + projection.data.tobytes()).hexdigest()[:16]
+    path = cache / f"{name}-{key}.gguf"
+    shape = (source.shape[0], projection.shape[0])
+    if not path.is_file():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"A drafter's embedding cannot be put into {cache}: {error.strerror}.") from None
+        write_gguf(path, {}, [OutTensor(_NAME, shape, kind, lambda: _rows(projection, source, kind))])
+    found = GGUF.open(path).tensors.get(_NAME)
+    if found is None or found.shape != shape or found.type != kind:
+        raise CheckpointError(f"{path} is damaged: remove it, and it is made again.")
+    return found
+
+
+def _rows(projection: TensorInfo, source: TensorInfo, kind: str) -> Iterator[NDArray[np.uint8]]:
+    factor = _native.dequantize(projection.type, projection.data, int(np.prod(projection.shape)))
+    across = factor.reshape(projection.shape).T
+    rows, cols = source.shape
+    row_bytes = _native.file_row_bytes(source.type, cols)
+    pool = _native.ThreadPool(os.cpu_count() or 1)
+    for first in range(0, rows, _SLAB):
+        count = min(_SLAB, rows - first)
+        data = source.data[first * row_bytes : (first + count) * row_bytes]
+        values = _native.dequantize(source.type, data, count * cols).reshape(count, cols) @ across
+        try:
+            yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
+        except _native.InputError as fault:
+            raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
+        source.file.release(source.offset + first * row_bytes, data.nbytes)
