@@ -179,7 +179,7 @@ def distill(
     show: Callable[[float], None] = lambda share: None,
     save: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Trains `weights`, as first_weights makes them, in place. of_target: the target's, of which embeddings are read.
+    """Trains `weights`, as first_weights makes them, in place. of_target: the target's, for their embeddings.
 
     mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that `save`
     kept stopped, to go on from (with that run's weights). show: called after every step, with the share of the budget
