@@ -181,10 +181,10 @@ def distill(
 ) -> None:
     """Trains `weights`, as first_weights makes them, in place. of_target: the target's, for their embeddings.
 
-    mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that `save`
-    kept stopped, to go on from (with that run's weights). show: called after every step, with the share of the budget
-    that is used. save: called every SAVE_SECONDS, when the budget is used up, and when an error or Ctrl-C ends the
-    training.
+    mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that
+    `save` kept stopped, to go on from (with that run's weights). show: called after every step, with the share of the
+    budget that is used. save: called every SAVE_SECONDS, when the budget is used up, and when an error or Ctrl-C ends
+    the training.
     """
     optimiser = Optimiser(weights, rate)
     device = weights["pre_projection"].device
