@@ -1,5 +1,6 @@
 """gemma-mtp train: a drafter for a target."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,8 @@ def train(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    # PyTorch's threads otherwise spin while they wait, and with other work on the machine that is most of the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from gemma_mtp.training.train import Training, TrainSettings
     except ModuleNotFoundError as missing:
