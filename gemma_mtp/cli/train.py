@@ -27,6 +27,10 @@ def train(
     ] = None,
     active: Annotated[int, typer.Option("--active", metavar="N", min=1, help="Centroids looked into a step.")] = 32,
     length: Annotated[int, typer.Option("--length", metavar="N", min=64, help="Tokens of a text.")] = 384,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="DIR", help="A drafter to go on from.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
     threads: Annotated[int | None, typer.Option("--threads", "-t", metavar="N", min=1, show_default=False)] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write the drafter as GGUF.")] = False,
@@ -63,6 +67,7 @@ def train(
         length=length,
         seed=seed,
         threads=threads,
+        init=init,
     )
     training = Training(settings, out)
     console = Console(stderr=True)

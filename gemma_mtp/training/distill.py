@@ -123,16 +123,19 @@ def draft_rounds(
 ) -> list[DraftedRows]:
     """The steps of rounds that start at every position of the lesson that has `depth` tokens after it.
 
-    weights: the drafter's as first_weights makes them, and of the target the embedding as "target_embed" and the output
-    embedding as "target_output".
+    weights: the drafter's, with an embedding or with what first_weights makes instead, and of the target the embedding
+    as "target_embed" and the output embedding as "target_output".
     """
     sequences, length = lesson.tokens.shape
     rounds = length - depth  # of each sequence, at positions 1 to rounds
     if rounds < 1:
         raise ValueError(f"a text of {length} tokens has no place for rounds of {depth}")
     state = lesson.hidden[:, :rounds].flatten(0, 1)
-    embedding = weights["target_output"]
-    scored = (embedding if lesson.candidates is None else embedding[lesson.candidates]) @ weights[PROJECTION]
+    projected = PROJECTION in weights
+    embedding = weights["target_output" if projected else "embed"]
+    scored = embedding if lesson.candidates is None else embedding[lesson.candidates]
+    if projected:
+        scored = scored @ weights[PROJECTION]
     of_centroids = centroid_probs(weights, config, lesson) if config.centroids else None
     steps = []
     for step in range(depth):
@@ -179,7 +182,7 @@ def distill(
     show: Callable[[float], None] = lambda share: None,
     save: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Trains `weights`, as first_weights makes them, in place. of_target: the target's, for their embeddings.
+    """Trains `weights` in place. of_target: the target's, for their embeddings.
 
     mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that
     `save` kept stopped, to go on from (with that run's weights). show: called after every step, with the share of the

@@ -142,6 +142,26 @@ def test_a_finished_training_is_not_overwritten_and_resumes(target: dict[str, An
     assert {path: path.stat().st_mtime_ns for path in (target["drafter"] / "states").iterdir()} == shards
 
 
+@pytest.mark.parametrize("folder", ["", "compact"])
+def test_a_drafter_is_adapted_to_another_target(target: dict[str, Any], tmp_path: Path, folder: str) -> None:
+    """From a trained drafter on, a few steps leave it as good, which the same steps from the start do not make it."""
+    rates = {}
+    for name, init in (("adapted", str(target["drafter"] / folder)), ("new", None)):
+        settings = replace(target["settings"], minutes=0.02, rate=3e-4, init=init)
+        Training(settings, tmp_path / name).run(resume=False, show=lambda what, share: None, tell=lambda line: None)
+        model = Model.load(target["target"], drafter=tmp_path / name, threads=1)
+        prompts = [model.tokenize(PROMPT[:end]) for end in (10, 20, 30)]
+        rates[name] = acceptance(model, prompts, SamplingParams(max_tokens=64, temperature=1.0)).rates[0]
+    assert rates["adapted"] > rates["new"] + 0.15
+    assert (tmp_path / "adapted" / "compact").is_dir() == (folder == "compact")
+
+
+def test_a_drafter_to_go_on_from_must_be_one_of_the_target(target: dict[str, Any], tmp_path: Path) -> None:
+    for init, said in ((target["target"], "no assistant"), (tmp_path, "no config.json")):
+        with pytest.raises(SettingsError, match=said):
+            Training(replace(target["settings"], init=str(init)), tmp_path / "d")
+
+
 def test_the_command_states_its_plan_and_keeps_what_there_is_on_ctrl_c(
     target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
