@@ -1,6 +1,7 @@
 """Charts are valid XML whose points and bars lie where their axes say."""
 
 import math
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -86,6 +87,6 @@ def test_ticks_enclose_the_data_in_even_round_steps(low, high):
     assert values[0] <= low
     assert values[-1] >= high
     assert 2 <= len(values) <= 9
-    steps = [after - before for before, after in zip(values, values[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(values)]
     assert steps == pytest.approx([steps[0]] * len(steps))
     assert round(steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)) in (1, 2, 5)
