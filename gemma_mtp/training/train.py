@@ -25,6 +25,7 @@ from gemma_mtp.engine.engine import Engine
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
+from gemma_mtp.training.chart import chart_of_training
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import Progress, distill
 from gemma_mtp.training.drafter import (
@@ -117,10 +118,13 @@ class Training:
         return "\n".join(lines)
 
     def run(self, resume: bool, show: Show, tell: Callable[[str], None]) -> None:
-        """Trains, exports and measures. Ctrl-C keeps what there is for `resume`. Raises SettingsError."""
+        """Trains, exports, measures, draws the log. Ctrl-C keeps what there is for `resume`. Raises SettingsError."""
         self._claim(resume)
-        with Log(self.out / "log.jsonl", tell) as log:
-            self._run(resume, show, log)
+        try:
+            with Log(self.out / "log.jsonl", tell) as log:
+                self._run(resume, show, log)
+        finally:
+            self._draw()
 
     def _run(self, resume: bool, show: Show, log: Log) -> None:
         settings, out = self.settings, self.out
@@ -153,6 +157,7 @@ class Training:
             depth=settings.depth,
             rate=settings.rate,
             done=done,
+            held_out=lessons.held_out,
             show=lambda share: show("The drafter learns", share),
             save=lambda progress: self._save(drafter_weights, progress),
         )
@@ -213,6 +218,12 @@ class Training:
             Windows(token_stream(train, encode, end), settings.length, self.target.bos, settings.seed, end),
             Windows(token_stream(held_out, encode, end), 48, self.target.bos, settings.seed, end),
         )
+
+    def _draw(self) -> None:
+        """The picture of the log, once there is something to see."""
+        if drawn := chart_of_training(self.out / "log.jsonl", f"A drafter for {self.settings.target}"):
+            with written_whole(self.out / "training.svg") as out:
+                out.write(drawn.encode())
 
     def _save(self, weights: dict[str, torch.Tensor], progress: Progress) -> None:
         state = {"weights": weights, "steps": progress.steps, "seconds": progress.seconds, "adam": progress.adam}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.cli import app
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.errors import SettingsError
+from gemma_mtp.measuring.cost import Costs
+from gemma_mtp.measuring.projection import project
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.ops.torch import Pass, TorchOps, TorchWeights
 from gemma_mtp.training import distill
@@ -182,10 +185,14 @@ def test_the_command_states_its_plan_and_keeps_what_there_is_on_ctrl_c(
         return compute(drafted)
 
     monkeypatch.setattr(distill, "total_loss", interrupted)
+    monkeypatch.setattr(distill, "_LOG_EVERY", 1)
     stopped = CliRunner().invoke(app, options)
     assert stopped.exit_code == 130
     assert "--resume" in stopped.output
     assert torch.load(tmp_path / "d" / "progress.pt")["steps"] == 3
+    shown = [title.text for title in ElementTree.parse(tmp_path / "d" / "training.svg").iter() if title.text]
+    steps = {text.split(",")[1].split(":")[0].strip() for text in shown if text.startswith("loss, ")}
+    assert steps == {"1", "2", "3"}
 
 
 def test_eval_drafter_gives_acceptance_and_speed_of_nine_kinds(target: dict[str, Any]) -> None:
@@ -196,6 +203,19 @@ def test_eval_drafter_gives_acceptance_and_speed_of_nine_kinds(target: dict[str,
     assert len(rows) == 18
     assert all(0 <= rate <= 1 for row in rows for rate in row["acceptance"])
     assert all(row["speed-up"] > 0 for row in rows)
+
+
+def test_bench_projects_from_what_it_measured_of_this_pair(target: dict[str, Any]) -> None:
+    arguments = ["bench", str(target["target"]), "--drafter", str(target["drafter"]), "-t", "1", "-r", "1", "-n", "4"]
+    done = CliRunner().invoke(app, [*arguments, "--mtp", "--project", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert len(found["rows"]) == 18
+    costs = Costs({int(rows): of for rows, of in found["pass_seconds"].items()}, found["draft_step_seconds"])
+    assert found["projection"]["rows"] == [row.as_json() for row in project(costs)]
+    assert "PROJECTION, not a measurement" in found["projection"]["what"]
+    assert found["target"] in found["projection"]["what"]
+    assert found["drafter"] in found["projection"]["what"]
 
 
 def test_ctrl_c_while_the_target_writes_is_not_lost(
