@@ -192,7 +192,7 @@ class Training:
         if resume and not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
         if resume:
-            earlier, free = json.loads(path.read_text()), ("minutes", "threads")  # these may change
+            earlier, free = json.loads(path.read_text()), ("tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
             if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
                 raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
