@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gemma_mtp.measuring.cost import Costs
     from gemma_mtp.measuring.projection import Projected
     from gemma_mtp.measuring.speed import Gain, Summary
+    from gemma_mtp.training.evaluate import Acceptance
 
 DEPTH = 3
 WIDTHS = range(1, 9)
@@ -89,7 +90,10 @@ def summary_line(decoding: str, of: Summary) -> str:
 
 
 def _both(of: Gain | Summary) -> str:
-    parts = [" ".join(f"{rate:.2f}" for rate in each.rates) for each in (of.acceptance, of.without_loops)]
+    parts = [
+        " ".join(f"{rate:.2f}" if tried else "   -" for rate, tried in zip(each.rates, each.tried, strict=True))
+        for each in (of.acceptance, of.without_loops)
+    ]
     return f"{parts[0]}  {parts[1]:13}"
 
 
@@ -134,13 +138,13 @@ def chart(model: Model, measured: Sequence[Gain], summaries: dict[str, Summary],
     """An SVG picture: acceptance at each depth, the cost of a pass by its rows, the speed-up of each kind."""
     from gemma_mtp.charts import BarChart, Line, LineChart, picture
 
-    def by_number(values: Sequence[float]) -> list[tuple[float, float]]:
-        return [(float(number), value) for number, value in enumerate(values, 1)]
+    def by_depth(of: Acceptance) -> list[tuple[float, float]]:
+        return [(depth, rate) for depth, (rate, tried) in enumerate(zip(of.rates, of.tried, strict=True), 1) if tried]
 
     acceptance: list[Line] = []
     for colour, (decoding, of) in enumerate(summaries.items()):
-        acceptance.append(Line(decoding, by_number(of.acceptance.rates), colour))
-        acceptance.append(Line(f"{decoding}, without loops", by_number(of.without_loops.rates), colour, dashed=True))
+        acceptance.append(Line(decoding, by_depth(of.acceptance), colour))
+        acceptance.append(Line(f"{decoding}, without loops", by_depth(of.without_loops), colour, dashed=True))
     curve = [(float(rows), ratio) for rows, ratio in costs.over_one.items()]
     speed_ups: dict[str, list[float]] = {}
     for gain in measured:

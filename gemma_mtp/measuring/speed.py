@@ -18,6 +18,15 @@ DECODINGS = {
 }
 
 
+def _rates(acceptance: Acceptance, without_loops: Acceptance) -> dict[str, list[float] | list[int]]:
+    return {
+        "acceptance": acceptance.rates,
+        "tried": acceptance.tried,
+        "without loops": without_loops.rates,
+        "tried without loops": without_loops.tried,
+    }
+
+
 @dataclass(frozen=True)
 class Gain:
     """What was measured of one kind of prompt. acceptance: of the drafter at a fixed depth; without_loops: only up to
@@ -39,8 +48,7 @@ class Gain:
         return {
             "decoding": self.decoding,
             "kind": self.kind,
-            "acceptance": self.acceptance.rates,
-            "without loops": self.without_loops.rates,
+            **_rates(self.acceptance, self.without_loops),
             "plain tokens per second": self.plain,
             "auto tokens per second": self.auto,
             "speed-up": self.speed_up,
@@ -59,8 +67,7 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "acceptance": self.acceptance.rates,
-            "without loops": self.without_loops.rates,
+            **_rates(self.acceptance, self.without_loops),
             "mean speed-up": self.mean,
             "worst speed-up": self.worst,
         }

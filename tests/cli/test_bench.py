@@ -55,7 +55,9 @@ def test_mtp_as_json_and_as_a_picture_say_the_same(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert f"{row['decoding']}, {row['kind']}: {row['speed-up']:.4g}" in shown
     for depth, rate in enumerate(found["summary"]["greedy"]["acceptance"], 1):
-        assert f"greedy, {depth}: {rate:.4g}" in shown
+        tried = found["summary"]["greedy"]["tried"][depth - 1]
+        assert tried == sum(row["tried"][depth - 1] for row in found["rows"] if row["decoding"] == "greedy")
+        assert (f"greedy, {depth}: {rate:.4g}" in shown) == (tried > 0)
     over = found["pass_seconds"]["8"] / found["pass_seconds"]["1"]
     assert f"C(T)/C(1), 8: {over:.4g}" in shown
 
