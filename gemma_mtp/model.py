@@ -213,8 +213,12 @@ class Model:
         outside = next((token for token in ids if not 0 <= token < self.config.vocab), None)
         if outside is not None:
             raise PromptError(f"The prompt has the token {outside}, outside the vocabulary of {self.config.vocab}.")
+        params = params or SamplingParams()
+        outside = next((token for token, _ in params.biases if token >= self.config.vocab), None)
+        if outside is not None:
+            raise SettingsError(f"logit_bias has the token {outside}, outside the vocabulary of {self.config.vocab}.")
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
-        return Asked(ids, params or SamplingParams(), text, frozenset(ends), self._checked_draft(draft), chat)
+        return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the checkpoint wants it."""

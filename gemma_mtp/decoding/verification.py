@@ -22,11 +22,12 @@ S = TypeVar("S", contravariant=True)
 class Target(Protocol[S]):
     """The model that decides, as the loop sees it. S is its handle of one sequence and that sequence's KV cache."""
 
-    def step(self, sequence: S, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(self, sequence: S, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0) -> Rows:
         """Appends `tokens` to the sequence in one pass, and samples what follows each of the last `rows` of them.
 
         The row of the token at index i of the sequence samples index i + 1: that is the position its noise is drawn
-        for, and the tokens 0..i are what the repetition penalty has seen.
+        for, and the tokens 0..i are what the repetition penalty has seen; what was generated, which the presence and
+        frequency penalties count, begins at index `prompt`.
         """
 
     def truncate(self, sequence: S, length: int) -> None:
@@ -57,6 +58,7 @@ class Decoding(Generic[S]):
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._target, self._sequence, self._params = target, sequence, params
+        self._prompt = len(prompt)
         self._progress = Progress(
             prompt,
             params,
@@ -102,6 +104,7 @@ class Decoding(Generic[S]):
     def _run_pass(self) -> None:
         before = self.length
         wanted = self._progress.want()
-        self._progress.take(self._target.step(self._sequence, wanted.tokens, wanted.rows, self._params))
+        rows = self._target.step(self._sequence, wanted.tokens, wanted.rows, self._params, self._prompt)
+        self._progress.take(rows)
         if self.length < before + len(wanted.tokens):  # not all drafts were kept
             self._target.truncate(self._sequence, self.length)

@@ -34,6 +34,8 @@ class SequenceState:
     tokens: list[int] = field(default_factory=list)
     hidden: NDArray[np.float32] | None = None
     """float32 [rows, hidden]: the last hidden states of the rows that the last pass sampled."""
+    prompt: int = 0
+    """How many of its tokens are the prompt's, as the last pass was told."""
 
 
 class Engine:
@@ -104,9 +106,11 @@ class Engine:
     def release(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.handle)
 
-    def step(self, sequence: SequenceState, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self, sequence: SequenceState, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+    ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
-        return self.run([Part(sequence, tokens, rows, params)])[0]
+        return self.run([Part(sequence, tokens, rows, params, prompt)])[0]
 
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts.
@@ -116,7 +120,9 @@ class Engine:
         settings = [_native_params(part.params) for part in parts]
         self._forward(parts, settings)
         hidden = self._runner.hidden() if self.drafter else None
-        choices = self._runner.choose([(native, _seen(part)) for native, part in zip(settings, parts, strict=True)])
+        choices = self._runner.choose(
+            [(native, _seen(part), part.prompt) for native, part in zip(settings, parts, strict=True)]
+        )
         results, at = [], 0
         for part in parts:
             own, rows = choices[at : at + part.rows], slice(at, at + part.rows)
@@ -131,9 +137,9 @@ class Engine:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
-        seen = [*sequence.tokens, token] if params.repetition_penalty != 1 else []
-        native = _native_params(params)
-        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, native, np.array(seen, np.int32))
+        seen = np.array([*sequence.tokens, token] if params.counts else [], np.int32)
+        native, hidden = _native_params(params), sequence.hidden[row]
+        return self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt)
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
@@ -178,6 +184,7 @@ class Engine:
             raise PromptError(f"The tokens cannot be run: {fault}.") from None
         for part in parts:
             part.sequence.tokens.extend(part.tokens)
+            part.sequence.prompt = part.prompt
 
     def _all_rows(self, tokens: Sequence[int], read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         sequence = self.create()
@@ -193,8 +200,8 @@ class Engine:
 
 
 def _seen(part: Part) -> NDArray[np.int32]:
-    """What the repetition penalty counts, up to the first sampled row's own token."""
-    if not part.rows or part.params.repetition_penalty == 1:
+    """What penalties count, up to the first sampled row's own token."""
+    if not part.rows or not part.params.counts:
         return np.empty(0, np.int32)
     return np.array(part.sequence.tokens[: len(part.sequence.tokens) - part.rows + 1], np.int32)
 
@@ -217,4 +224,7 @@ def _native_params(params: SamplingParams) -> _native.SampleParams:
         repetition_penalty=params.repetition_penalty,
         seed=params.seed,
         logprobs=params.logprobs,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.biases,
     )

@@ -18,6 +18,7 @@ class Part(NamedTuple):
     tokens: Sequence[int]
     rows: int
     params: SamplingParams
+    prompt: int = 0
 
 
 class AnyEngine(Protocol):
@@ -46,7 +47,9 @@ class AnyEngine(Protocol):
 
     def release(self, sequence: Any) -> None: ...
 
-    def step(self, sequence: Any, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self, sequence: Any, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+    ) -> Rows:
         """See decoding.verification.Target. Raises PromptError for a token outside the vocabulary or a full context."""
 
     def truncate(self, sequence: Any, length: int) -> None:

@@ -163,7 +163,9 @@ class Scheduler:
         except Exception as error:  # of one sequence's draft source: the others go on
             self._leave(running, error)
             return
-        parts.append((running, Part(running.sequence, wanted.tokens, wanted.rows, running.request.params)))
+        request = running.request
+        part = Part(running.sequence, wanted.tokens, wanted.rows, request.params, len(request.prompt))
+        parts.append((running, part))
 
     def _take(self, running: _Running, part: Part, rows: Rows) -> None:
         progress, before = running.progress, running.progress.length

@@ -31,6 +31,7 @@ class TorchSequence:
     tokens: list[int] = field(default_factory=list)
     cache: GrowingCache = field(default_factory=GrowingCache)
     hidden: torch.Tensor | None = None  # float32 [rows, hidden]
+    prompt: int = 0  # how many of the tokens are the prompt's, as the last pass was told
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,18 @@ class TorchEngine:
         sequence.tokens, sequence.cache, sequence.hidden = [], GrowingCache(), None
 
     @torch.inference_mode()
-    def step(self, sequence: TorchSequence, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self, sequence: TorchSequence, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+    ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         decoded = self._forward(sequence, tokens, rows)
-        sequence.hidden = decoded.hidden
+        sequence.hidden, sequence.prompt = decoded.hidden, prompt
         self._last_logits = _numpy(decoded.logits)
         first = len(sequence.tokens) - rows + 1  # index of the first sampled token
         seen, drafted = sequence.tokens[:first], sequence.tokens[first:]
         choices = [
-            self._sample(logits, first + i, params, seen, drafted[:i]) for i, logits in enumerate(self._last_logits)
+            self._sample(logits, first + i, params, seen, drafted[:i], prompt)
+            for i, logits in enumerate(self._last_logits)
         ]
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
         return Rows([token for token, _, _ in choices], logprobs)
@@ -141,7 +145,7 @@ class TorchEngine:
 
         def propose(logits: torch.Tensor) -> None:
             scores = _numpy(logits)
-            drafts.append(self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts)[0])
+            drafts.append(self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts, sequence.prompt)[0])
             self._last_draft.append((scores, state))
 
         if isinstance(config, DrafterConfig):
@@ -204,9 +208,10 @@ class TorchEngine:
         params: SamplingParams,
         seen: Sequence[int],
         drafted: Sequence[int],
+        prompt: int,
     ) -> tuple[int, float, list[tuple[int, float]]]:
-        """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`."""
-        penalised = params.repetition_penalty != 1
+        """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`; of these the first
+        `prompt` were not generated."""
         return self._sampler.sample(
             logits,
             position,
@@ -217,8 +222,12 @@ class TorchEngine:
             repetition_penalty=params.repetition_penalty,
             seed=params.seed,
             logprobs=params.logprobs,
-            seen=seen if penalised else [],
-            drafted=drafted if penalised else [],
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=params.biases,
+            seen=seen if params.counts else [],
+            drafted=drafted if params.counts else [],
+            prompt=prompt,
         )
 
 

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gemma_mtp.decoding.sampling import SamplingParams
 
@@ -40,6 +40,9 @@ class Common(Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[float, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool = False
     draft: Literal["auto", "off"] | Annotated[int, Field(ge=0, strict=True)] | None = None
     speculative_n_max: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, alias="speculative.n_max")
@@ -48,24 +51,6 @@ class Common(Body):
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    # Only with the values that mean nothing.
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-
-    @field_validator("presence_penalty", "frequency_penalty", mode="before")
-    @classmethod
-    def _only_zero(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and value != 0:
-            raise ValueError("Presence and frequency penalties are not supported: use repetition_penalty.")
-        return None if value is None else 0
-
-    @field_validator("logit_bias", mode="before")
-    @classmethod
-    def _only_empty(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("The parameter 'logit_bias' is not supported.")
-        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> "Common":
@@ -99,6 +84,9 @@ class Common(Body):
                 stop=self.stop or (),
                 logprobs=logprobs,
                 ignore_eos=self.ignore_eos,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                logit_bias=self.logit_bias or {},
             )
             for choice in range(self.choices)
         ]

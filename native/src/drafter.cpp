@@ -34,7 +34,7 @@ std::span<const float> Drafter::next_state() const {
 }
 
 std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const float> state, int depth,
-                                    const SampleParams& params, std::span<const int32_t> seen) {
+                                    const SampleParams& params, std::span<const int32_t> seen, size_t prompt) {
     const int64_t position = cache_->length(sequence);
     const auto input = values(buffers_.state);
     if (state.size() != input.size()) throw InputError("a hidden state has another width than the drafter reads");
@@ -54,7 +54,7 @@ std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const
         for (size_t head = 0; head < buffers_.logits.size() && static_cast<int>(drafted.size()) < depth; head++) {
             const auto scores = logits(head);
             token = propose(*plan_->kernels().sampling, scores.data(), candidates(head), static_cast<int64_t>(scores.size()),
-                            params, position + 1 + static_cast<int64_t>(drafted.size()), {seen, drafted}, scratch_);
+                            params, position + 1 + static_cast<int64_t>(drafted.size()), {seen, drafted, prompt}, scratch_);
             drafted.push_back(token);
         }
         if (buffers_.next < 0) break;

@@ -27,7 +27,9 @@ class FakeTarget:
         rng = np.random.default_rng(zlib.crc32(np.asarray(seen, np.int32).tobytes()))
         return (self._spread * rng.standard_normal(VOCAB)).astype(np.float32)
 
-    def step(self, sequence: list[int], tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self, sequence: list[int], tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+    ) -> Rows:
         assert tokens
         assert 0 <= rows <= len(tokens)
         self.passes.append(len(tokens))
@@ -47,8 +49,12 @@ class FakeTarget:
                 repetition_penalty=params.repetition_penalty,
                 seed=params.seed,
                 logprobs=params.logprobs,
+                presence_penalty=params.presence_penalty,
+                frequency_penalty=params.frequency_penalty,
+                logit_bias=params.biases,
                 seen=before,
                 drafted=sequence[len(before) : length],
+                prompt=prompt,
             )
             ids.append(token)
             logprobs.append(TokenLogprobs(chosen, top))

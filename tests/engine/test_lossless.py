@@ -6,12 +6,13 @@ from gemma_mtp import Model, PromptError, SamplingParams, SettingsError
 from gemma_mtp.prompts import NINE_KINDS
 
 SAMPLED = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+PENALISED = {"presence_penalty": 0.5, "frequency_penalty": 0.3, "logit_bias": {107: -2.0, 236764: 1.0}}
 
 
 @pytest.mark.parametrize("kind", list(NINE_KINDS))
 def test_drafting_never_changes_the_tokens(demo: Model, kind: str) -> None:
     accepted = rejected = 0
-    for settings in ({}, {**SAMPLED, "seed": 7}):
+    for settings in ({}, {**SAMPLED, "seed": 7}, PENALISED):
         params = SamplingParams(max_tokens=32, **settings)  # type: ignore[arg-type]
         plain = demo.generate(NINE_KINDS[kind], params, draft="off")
         for draft in (1, 4, "auto"):

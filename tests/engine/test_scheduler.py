@@ -65,7 +65,11 @@ def run(scheduler: Scheduler, passes: int = 10_000) -> None:
 
 
 def mixed(count: int) -> list[Asked]:
-    settings = [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2}]
+    settings = [
+        {"presence_penalty": 0.3, "frequency_penalty": 0.4},
+        {"temperature": 1.0, "seed": 3, "logit_bias": {5: 1.5}},
+        {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2},
+    ]
     lengths = [1, 5, 700, 30]
     return [
         Asked(

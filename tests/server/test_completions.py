@@ -54,6 +54,24 @@ def test_several_prompts_and_choices_come_in_order(demo_server: Server, demo: Mo
     assert [choice.text for choice in ids.choices] == expected
 
 
+def test_penalties_and_biases_give_the_same_text_however_it_is_drafted(demo_server: Server, demo: Model) -> None:
+    banned = demo.tokenize(" fox")[-1]
+    settings = {"presence_penalty": 0.4, "frequency_penalty": 0.9, "logit_bias": {banned: -100}}
+    for sampled in ({"temperature": 0}, SAMPLED):
+        params = {**sampled, **settings}
+        expected = demo.generate(PROMPT, SamplingParams(max_tokens=40, **params), "off")
+        assert banned not in expected.tokens
+        assert expected.text != demo.generate(PROMPT, SamplingParams(max_tokens=40, **sampled), "off").text
+        for penalty in settings:
+            without = SamplingParams(max_tokens=40, **{k: v for k, v in params.items() if k != penalty})
+            assert penalty == "presence_penalty" or demo.generate(PROMPT, without).tokens != expected.tokens
+        params["logit_bias"] = {str(banned): -100}
+        for draft in ("auto", "off", 4):
+            ask = {"model": "demo", "prompt": [PROMPT, "Once"], "max_tokens": 40, **params}
+            answer = demo_server.client.completions.create(**ask, extra_body={"draft": draft})
+            assert answer.choices[0].text == expected.text
+
+
 def test_stop_strings_and_log_probabilities(demo_server: Server, demo: Model) -> None:
     ask = {"model": "demo", "prompt": PROMPT, "max_tokens": 24, "temperature": 0}
     stopped = demo_server.client.completions.create(**ask, stop=["lazy"]).choices[0]
