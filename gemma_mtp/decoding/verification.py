@@ -22,12 +22,21 @@ S = TypeVar("S", contravariant=True)
 class Target(Protocol[S]):
     """The model that decides, as the loop sees it. S is its handle of one sequence and that sequence's KV cache."""
 
-    def step(self, sequence: S, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0) -> Rows:
+    def step(
+        self,
+        sequence: S,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
+    ) -> Rows:
         """Appends `tokens` to the sequence in one pass, and samples what follows each of the last `rows` of them.
 
         The row of the token at index i of the sequence samples index i + 1: that is the position its noise is drawn
         for, and the tokens 0..i are what the repetition penalty has seen; what was generated, which the presence and
-        frequency penalties count, begins at index `prompt`.
+        frequency penalties count, begins at index `prompt`. The first rows give the log probabilities of the tokens
+        `scored` instead of those of their samples; the settings must ask for log probabilities then.
         """
 
     def truncate(self, sequence: S, length: int) -> None:
@@ -70,7 +79,7 @@ class Decoding(Generic[S]):
             cached=cached,
             clock=clock,
         )
-        self.tokens = self._progress.tokens
+        self.tokens, self.prompt_logprobs = self._progress.tokens, self._progress.prompt_logprobs
         self.stats = self._progress.stats
 
     @property
@@ -104,7 +113,7 @@ class Decoding(Generic[S]):
     def _run_pass(self) -> None:
         before = self.length
         wanted = self._progress.want()
-        rows = self._target.step(self._sequence, wanted.tokens, wanted.rows, self._params, self._prompt)
+        rows = self._target.step(self._sequence, *wanted[:2], self._params, self._prompt, wanted.scored)
         self._progress.take(rows)
         if self.length < before + len(wanted.tokens):  # not all drafts were kept
             self._target.truncate(self._sequence, self.length)

@@ -15,7 +15,7 @@ from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import Part
+from gemma_mtp.engine.interface import Part, logprob_of
 from gemma_mtp.errors import CheckpointError, PromptError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -107,10 +107,16 @@ class Engine:
         self.cache.release(sequence.handle)
 
     def step(
-        self, sequence: SequenceState, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+        self,
+        sequence: SequenceState,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
     ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
-        return self.run([Part(sequence, tokens, rows, params, prompt)])[0]
+        return self.run([Part(sequence, tokens, rows, params, prompt, scored)])[0]
 
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts.
@@ -125,11 +131,16 @@ class Engine:
         )
         results, at = [], 0
         for part in parts:
-            own, rows = choices[at : at + part.rows], slice(at, at + part.rows)
-            at += part.rows
+            own, end = choices[at : at + part.rows], at + part.rows
             if part.rows and hidden is not None:
-                part.sequence.hidden = hidden[rows]
+                part.sequence.hidden = hidden[at + len(part.scored) : end]
             logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in own] if part.params.logprobs else None
+            for row, token in enumerate(part.scored):
+                assert logprobs is not None, "what is scored has settings that ask for log probabilities"
+                best, of_best = logprobs[row].top[0]
+                logit, largest = (self._runner.logit(at + row, which) for which in (token, best))
+                logprobs[row] = logprobs[row]._replace(chosen=logprob_of(logit, largest, of_best))
+            at = end
             results.append(Rows([token for token, _, _ in own], logprobs))
         return results
 

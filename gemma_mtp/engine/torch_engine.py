@@ -15,6 +15,7 @@ from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.engine.interface import logprob_of
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -105,11 +106,17 @@ class TorchEngine:
 
     @torch.inference_mode()
     def step(
-        self, sequence: TorchSequence, tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+        self,
+        sequence: TorchSequence,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
     ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         decoded = self._forward(sequence, tokens, rows)
-        sequence.hidden, sequence.prompt = decoded.hidden, prompt
+        sequence.hidden, sequence.prompt = decoded.hidden[len(scored) :], prompt
         self._last_logits = _numpy(decoded.logits)
         first = len(sequence.tokens) - rows + 1  # index of the first sampled token
         seen, drafted = sequence.tokens[:first], sequence.tokens[first:]
@@ -118,6 +125,10 @@ class TorchEngine:
             for i, logits in enumerate(self._last_logits)
         ]
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
+        for row, token in enumerate(scored):
+            assert logprobs is not None, "what is scored has settings that ask for log probabilities"
+            (best, of_best), logits = logprobs[row].top[0], self._last_logits[row]
+            logprobs[row] = logprobs[row]._replace(chosen=logprob_of(logits[token], logits[best], of_best))
         return Rows([token for token, _, _ in choices], logprobs)
 
     def truncate(self, sequence: TorchSequence, length: int) -> None:

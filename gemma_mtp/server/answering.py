@@ -32,11 +32,14 @@ class Asking:
     draft: Draft
     tools: Tools | None = None
     thinking: bool = False
+    prediction: str | None = None
 
     def prepare(self, model: Model) -> list[Asked]:
         """Renders and encodes the prompts. Raises PromptError, SettingsError."""
         return [
-            model.ask(prompt, params, self.draft, tools=self.tools, thinking=self.thinking)
+            model.ask(
+                prompt, params, self.draft, tools=self.tools, thinking=self.thinking, prediction=self.prediction
+            )
             for prompt, params in self.generations
         ]
 
@@ -103,7 +106,7 @@ class Answering:
                         running -= 1
                         figures = {} if running else self._figures(choices, body)
                         last = {"timings": figures["timings"]} if figures and not with_usage else {}
-                        yield chunk(openai.written(form, choice, form.closing(), ended=True), **last)
+                        yield chunk(openai.written(form, choice, form.closing(choice), ended=True), **last)
             if with_usage:
                 yield chunk(**figures)
             yield "data: [DONE]\n\n"

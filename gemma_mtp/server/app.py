@@ -1,7 +1,7 @@
 """The routes."""
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,11 +12,13 @@ from starlette.responses import Response
 
 from gemma_mtp.async_engine import AsyncEngine
 from gemma_mtp.errors import GemmaMtpError
+from gemma_mtp.model import Asked
+from gemma_mtp.server import openai
 from gemma_mtp.server.answering import Answering, Asking
 from gemma_mtp.server.errors import ApiError, api_error, invalid
 from gemma_mtp.server.gate import Gate
 from gemma_mtp.server.metrics import Metrics
-from gemma_mtp.server.openai import ChatForm, CompletionForm, Form, Spelling, now
+from gemma_mtp.server.openai import ChatForm, CompletionForm, Echo, Form, Spelling, now
 from gemma_mtp.server.page import add_page
 from gemma_mtp.server.schema import ChatBody, Common, CompletionBody, DetokenizeBody, TokenizeBody
 
@@ -59,7 +61,11 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
         messages = [message.plain() for message in body.messages]
         settings = body.sampling(limit, 0 if top is None else max(top, 1))
         asking = Asking(
-            [(messages, params) for params in settings], body.drafting, body.declared_tools, body.thinking
+            [(messages, params) for params in settings],
+            body.drafting,
+            body.declared_tools,
+            body.thinking,
+            body.predicted,
         )
         asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends
@@ -70,13 +76,21 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
     async def completions(body: CompletionBody, request: Request) -> Response:
         check_model(body)
         settings = body.sampling(
-            body.max_tokens or DEFAULT_COMPLETION, 0 if body.logprobs is None else max(body.logprobs, 1)
+            DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens,
+            0 if body.logprobs is None else max(body.logprobs, 1),
+            of_prompt=bool(body.echo),
         )
         asking = Asking([(prompt, params) for prompt in body.prompts for params in settings], body.drafting)
         asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends
-        form: Form = CompletionForm(Spelling(model.tokenizer, ends), body.logprobs)
+        form: Form = CompletionForm(Spelling(model.tokenizer, ends), body.logprobs, echoes(body, asked))
         return await answering.answer(form, asked, body, request)
+
+    def echoes(body: CompletionBody, asked: Sequence[Asked]) -> list[Echo]:
+        if not body.echo:
+            return []
+        prompts = [prompt for prompt in body.prompts for _ in range(body.choices)]
+        return [openai.echo(model.tokenizer, prompt, one.ids) for prompt, one in zip(prompts, asked, strict=True)]
 
     def described() -> dict[str, Any]:
         return {

@@ -28,7 +28,13 @@ class FakeTarget:
         return (self._spread * rng.standard_normal(VOCAB)).astype(np.float32)
 
     def step(
-        self, sequence: list[int], tokens: Sequence[int], rows: int, params: SamplingParams, prompt: int = 0
+        self,
+        sequence: list[int],
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
     ) -> Rows:
         assert tokens
         assert 0 <= rows <= len(tokens)
@@ -56,9 +62,15 @@ class FakeTarget:
                 drafted=sequence[len(before) : length],
                 prompt=prompt,
             )
+            if len(ids) < len(scored):  # the first rows' tokens are known already
+                chosen = self.logprob(sequence[:length], scored[len(ids)])
             ids.append(token)
             logprobs.append(TokenLogprobs(chosen, top))
         return Rows(ids, logprobs if params.logprobs else None)
+
+    def logprob(self, prefix: Sequence[int], token: int) -> float:
+        logits = self.logits(prefix).astype(np.float64)
+        return float(logits[token] - np.log(np.exp(logits).sum()))
 
     def truncate(self, sequence: list[int], length: int) -> None:
         assert 0 <= length <= len(sequence)

@@ -91,6 +91,46 @@ def test_stop_strings_and_log_probabilities(demo_server: Server, demo: Model) ->
     assert (only_chosen.token_logprobs, only_chosen.top_logprobs) == (found.token_logprobs, None)
 
 
+def test_an_echo_starts_with_the_prompt(demo_server: Server, demo: Model) -> None:
+    ask = {"model": "demo", "max_tokens": 6, "temperature": 0, "n": 2}
+    prompts = [PROMPT, "One, two,"]
+    plain = demo_server.client.completions.create(**ask, prompt=prompts).choices
+    for given in (prompts, [demo.tokenize(prompt) for prompt in prompts]):
+        echoed = demo_server.client.completions.create(**ask, prompt=given, echo=True)
+        expected = [prompts[i // 2] + choice.text for i, choice in enumerate(plain)]
+        assert [choice.text for choice in echoed.choices] == expected
+        assert echoed.usage.completion_tokens == 24
+        texts = [""] * 4
+        for chunk in demo_server.client.completions.create(**ask, prompt=given, echo=True, stream=True):
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert texts == expected
+
+
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_an_echo_has_the_log_probabilities_of_the_prompt(demo_server: Server, demo: Model, max_tokens: int) -> None:
+    ids = demo.tokenize(PROMPT)
+    params = SamplingParams(max_tokens=5, logprobs=2, prompt_logprobs=True)
+    expected = demo.generate(ids, params)
+    values = [None, *(one.chosen for one in [*expected.prompt_logprobs, *expected.logprobs[:max_tokens]])]
+    ask = {"model": "demo", "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0, "logprobs": 2, "echo": True}
+    answer = demo_server.client.completions.create(**ask)
+    (choice,) = answer.choices
+    found = choice.logprobs
+    assert answer.usage.completion_tokens == max_tokens
+    assert found.token_logprobs == values
+    assert found.top_logprobs[0] is None
+    assert all(len(top) == 2 for top in found.top_logprobs[1:])
+    assert found.tokens[0] == "<bos>"
+    assert "".join(found.tokens[1:]) == choice.text
+    assert found.text_offset == [0, *(len("".join(found.tokens[1:i])) for i in range(1, len(found.tokens)))]
+    assert found.text_offset[len(ids) - 1] < len(PROMPT)
+    streamed = [chunk.choices[0] for chunk in demo_server.client.completions.create(**ask, stream=True)]
+    assert "".join(part.text for part in streamed) == choice.text
+    for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+        joined = [one for part in streamed if part.logprobs for one in getattr(part.logprobs, name)]
+        assert joined == getattr(found, name)
+
+
 def test_without_a_seed_texts_differ(demo_server: Server) -> None:
     ask = {"model": "demo", "prompt": "Once", "max_tokens": 12}
     assert len({demo_server.client.completions.create(**ask).choices[0].text for _ in range(3)}) > 1
