@@ -58,7 +58,7 @@ class AsyncStream:
         if update.error:
             generation.finish_reason = "cancelled"
             raise update.error
-        generation.finish_reason = update.finish_reason
+        generation.finish_reason, generation.stop_string = update.finish_reason, update.stop_string
         return pieces
 
     def close(self) -> None:

@@ -48,6 +48,7 @@ class Generation:
     stats: Stats = field(default_factory=Stats)
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens but the first
+    stop_string: str | None = None  # the one that ended the text
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
@@ -120,6 +121,7 @@ class Stream:
         finally:
             pieces.close()  # while there still is the sequence, which decoding leaves in order
             generation.finish_reason = decoding.finish_reason or "cancelled"
+            generation.stop_string = decoding.stop_string
             engine.release(sequence)
 
 

@@ -131,6 +131,11 @@ class Progress:
         self._drafted = 0.0  # when the round's drafts were there
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._stop_strings.found
+
+    @property
     def length(self) -> int:
         """Tokens of the sequence that are decided and in its cache."""
         return len(self._prompt) + len(self.tokens) - 1 if self.tokens else self._cached

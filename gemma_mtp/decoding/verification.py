@@ -87,6 +87,11 @@ class Decoding(Generic[S]):
         return self._progress.finish_reason
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._progress.stop_string
+
+    @property
     def length(self) -> int:
         """Tokens of the sequence that are decided and in its cache."""
         return self._progress.length

@@ -31,6 +31,7 @@ class Update(NamedTuple):
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None  # where they are asked for, as far as they have come
+    stop_string: str | None = None
 
 
 @dataclass(eq=False)
@@ -211,7 +212,8 @@ class Scheduler:
 
 def _update(running: _Running, pieces: list[Piece]) -> Update:
     progress, asks = running.progress, running.request.params.prompt_logprobs
-    return Update(pieces, progress.stats, prompt_logprobs=progress.prompt_logprobs if asks else None)
+    prompt_logprobs = progress.prompt_logprobs if asks else None
+    return Update(pieces, progress.stats, prompt_logprobs=prompt_logprobs, stop_string=progress.stop_string)
 
 
 def _pieces(progress: Progress) -> list[Piece]:

@@ -8,27 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 from gemma_mtp.decoding.progress import TokenLogprobs
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.generation import Generation, Piece
+from gemma_mtp.generation import Piece
+from gemma_mtp.server.choices import Choice
+from gemma_mtp.server.errors import ApiError
 from gemma_mtp.text.chat_parser import ToolCall
 from gemma_mtp.text.tokenizer import Tokenizer
 
 Object = dict[str, Any]
-
-
-class Choice:
-    """One choice of an answer, as far as it has come."""
-
-    def __init__(self, index: int, generation: Generation):
-        self.index, self.generation = index, generation
-        self.pieces: list[Piece] = []  # kept where the answer is sent whole
-        self.tool_calls = 0
-        self.offset = 0  # of the next token's spelling among all of them
-        self.echoed = False
-        self.reasoning_tokens = 0
-
-    def count(self, piece: Piece) -> None:
-        if piece.channel == "reasoning":
-            self.reasoning_tokens += len(piece.tokens)
 
 
 class Form(Protocol):
@@ -200,14 +186,57 @@ class Spelling:
         return {"token": self.text(token), "bytes": list(self._tokenizer.token_bytes(token))}
 
 
-def envelope(form: Form, model: str, created: int, choices: list[Object], *, chunk: bool) -> Object:
-    name = form.chunk_name if chunk else form.name
-    return {"id": form.id, "object": name, "created": created, "model": model, "choices": choices}
+class OpenAIWriter:
+    """Implements Writer. model: its name for clients. per_prompt: how many choices each prompt has. with_usage: whether
+    a stream ends with the usage."""
 
+    def __init__(self, form: Form, model: str, *, stream: bool, per_prompt: int, with_usage: bool):
+        self.id, self.stream = form.id, stream
+        self._form, self._model, self._per_prompt, self._with_usage = form, model, per_prompt, with_usage
+        self._created = now()
 
-def written(form: Form, choice: Choice, part: Object, *, ended: bool) -> Object:
-    """A choice or a part of it, with its index and how it ended."""
-    return {"index": choice.index, **part, "finish_reason": form.finish_reason(choice) if ended else None}
+    def whole(self, choices: Sequence[Choice]) -> Object:
+        written = [self._written(choice, self._form.whole(choice), ended=True) for choice in choices]
+        return self._envelope(self._form.name, written) | self._figures(choices)
+
+    def opening(self, choices: Sequence[Choice]) -> Iterator[str]:
+        for choice in choices:
+            if opening := self._form.opening():
+                yield self._chunk(self._written(choice, opening, ended=False))
+
+    def piece(self, choice: Choice, piece: Piece) -> Iterator[str]:
+        if delta := self._form.delta(choice, piece):
+            yield self._chunk(self._written(choice, delta, ended=False))
+
+    def ended(self, choice: Choice, choices: Sequence[Choice], last: bool) -> Iterator[str]:
+        shown = last and not self._with_usage
+        more = {"timings": timings([one.generation.stats for one in choices])} if shown else {}
+        yield self._chunk(self._written(choice, self._form.closing(choice), ended=True), **more)
+
+    def closing(self, choices: Sequence[Choice]) -> Iterator[str]:
+        if self._with_usage:
+            yield self._chunk(**self._figures(choices))
+        yield "data: [DONE]\n\n"
+
+    def failure(self, error: ApiError) -> str:
+        return event(error.content())
+
+    def _chunk(self, *written: Object, **more: Any) -> str:
+        usage = {"usage": None} if self._with_usage else {}
+        return event(self._envelope(self._form.chunk_name, list(written)) | usage | more)
+
+    def _envelope(self, name: str, choices: list[Object]) -> Object:
+        return {"id": self.id, "object": name, "created": self._created, "model": self._model, "choices": choices}
+
+    def _written(self, choice: Choice, part: Object, *, ended: bool) -> Object:
+        """A choice or a part of it, with its index and how it ended."""
+        return {"index": choice.index, **part, "finish_reason": self._form.finish_reason(choice) if ended else None}
+
+    def _figures(self, choices: Sequence[Choice]) -> Object:
+        return {
+            "usage": usage(choices, self._per_prompt),
+            "timings": timings([choice.generation.stats for choice in choices]),
+        }
 
 
 def usage(choices: Sequence[Choice], per_prompt: int) -> Object:
