@@ -51,14 +51,14 @@ class AsyncStream:
             return None
         pieces, update = await self._arrived.get()
         generation = self.generation
-        generation.stats = update.stats
+        generation.stats, generation.prompt_logprobs = update.stats, update.prompt_logprobs
         for piece in pieces:
             generation.add(piece)
             generation.tokens += piece.tokens
         if update.error:
             generation.finish_reason = "cancelled"
             raise update.error
-        generation.finish_reason = update.finish_reason
+        generation.finish_reason, generation.stop_string = update.finish_reason, update.stop_string
         return pieces
 
     def close(self) -> None:
@@ -116,18 +116,21 @@ class AsyncEngine:
         *,
         tools: Tools | None = None,
         thinking: bool = False,
+        prediction: str | None = None,
     ) -> AsyncStream:
         """Starts a generation, with the arguments of Model.generate; to be called where an event loop runs.
 
         Raises PromptError, SettingsError, and BusyError when the queue is full or the engine is closing.
         """
-        return self.start(self.model.ask(prompt, params, draft, tools=tools, thinking=thinking))
+        return self.start(
+            self.model.ask(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
+        )
 
     def start(self, asked: Asked) -> AsyncStream:
         """The same for what `Model.ask` has made ready, in another thread perhaps."""
         stream = AsyncStream(len(asked.ids), asked.params.logprobs > 0)
         receive = _receiver(weakref.ref(stream), asyncio.get_running_loop(), asked, self._ended)
-        request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive)
+        request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive, asked.prediction)
         with self._changed:
             if self._closing:
                 raise BusyError("The engine is closing and takes no more requests.")

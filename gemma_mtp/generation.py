@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from gemma_mtp.decoding import progress
 from gemma_mtp.decoding.progress import FinishReason, Origin, TokenLogprobs
+from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.decoding.verification import Decoding
 from gemma_mtp.engine.interface import AnyEngine
@@ -46,6 +47,8 @@ class Generation:
     finish_reason: FinishReason | None = None  # None while it runs
     stats: Stats = field(default_factory=Stats)
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens but the first
+    stop_string: str | None = None  # the one that ended the text
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
@@ -85,10 +88,15 @@ class Stream:
         decoding: Decoding[Any],
         engine: AnyEngine,
         sequence: Any,
-        logprobs: bool,
+        params: SamplingParams,
         chat: ChatText | None = None,
     ):
-        self.generation = Generation(stats=decoding.stats, tokens=decoding.tokens, logprobs=[] if logprobs else None)
+        self.generation = Generation(
+            stats=decoding.stats,
+            tokens=decoding.tokens,
+            logprobs=[] if params.logprobs else None,
+            prompt_logprobs=decoding.prompt_logprobs if params.prompt_logprobs else None,
+        )
         self._pieces = self._run(decoding, engine, sequence, chat)
 
     def __iter__(self) -> Stream:
@@ -113,6 +121,7 @@ class Stream:
         finally:
             pieces.close()  # while there still is the sequence, which decoding leaves in order
             generation.finish_reason = decoding.finish_reason or "cancelled"
+            generation.stop_string = decoding.stop_string
             engine.release(sequence)
 
 

@@ -42,6 +42,8 @@ class Asked:
     draft: Draft
     chat: ChatText | None
     """`text` once more, where the prompt is a conversation."""
+    prediction: list[int]
+    """Tokens that lookup may draft from."""
 
 
 class _AutoDepth:
@@ -148,14 +150,16 @@ class Model:
         *,
         tools: Tools | None = None,
         thinking: bool = False,
+        prediction: str | None = None,
     ) -> Generation:
         """Continues a prompt (text or token ids), or answers a conversation. Its tokens do not depend on `draft`.
 
         A conversation is a list of messages in OpenAI's form, {"role": ..., "content": ...}; `tools` are declared in
         OpenAI's form as well, and `thinking` lets the model reason before it answers. Stop strings are looked for in
-        the answer alone.
+        the answer alone. prediction: what the output is expected to be, or to hold parts of; lookup drafts
+        from it.
         """
-        stream = self.stream(prompt, params, draft, tools=tools, thinking=thinking)
+        stream = self.stream(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
         for _ in stream:
             pass
         return stream.generation
@@ -168,9 +172,10 @@ class Model:
         *,
         tools: Tools | None = None,
         thinking: bool = False,
+        prediction: str | None = None,
     ) -> Stream:
         """The same, piece by piece. Raises PromptError and SettingsError before the first piece."""
-        asked = self.ask(prompt, params, draft, tools=tools, thinking=thinking)
+        asked = self.ask(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
         depth: DepthControl | None = None
         if asked.draft == "auto":
             depth = _AutoDepth()
@@ -184,11 +189,11 @@ class Model:
             asked.params,
             text=asked.text,
             context=self.context,
-            sources=draft_sources(self._engine, sequence, asked.params) if depth else (),
+            sources=draft_sources(self._engine, sequence, asked.params, asked.prediction) if depth else (),
             depth=depth,
             eos_ids=asked.ends,
         )
-        return Stream(decoding, self._engine, sequence, asked.params.logprobs > 0, asked.chat)
+        return Stream(decoding, self._engine, sequence, asked.params, asked.chat)
 
     def ask(
         self,
@@ -198,6 +203,7 @@ class Model:
         *,
         tools: Tools | None = None,
         thinking: bool = False,
+        prediction: str | None = None,
     ) -> Asked:
         """What a generation needs to run, checked. Raises PromptError and SettingsError."""
         ends = self._tokenizer.eos_ids | set(self.config.eos)
@@ -213,8 +219,13 @@ class Model:
         outside = next((token for token in ids if not 0 <= token < self.config.vocab), None)
         if outside is not None:
             raise PromptError(f"The prompt has the token {outside}, outside the vocabulary of {self.config.vocab}.")
+        params = params or SamplingParams()
+        outside = next((token for token, _ in params.biases if token >= self.config.vocab), None)
+        if outside is not None:
+            raise SettingsError(f"logit_bias has the token {outside}, outside the vocabulary of {self.config.vocab}.")
+        expected = self._tokenizer.encode(prediction, bos=False) if prediction else []
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
-        return Asked(ids, params or SamplingParams(), text, frozenset(ends), self._checked_draft(draft), chat)
+        return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat, expected)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the checkpoint wants it."""

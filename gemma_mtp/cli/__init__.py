@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from gemma_mtp.cli import bench, convert, eval_drafter, inspect, pull, run, serve, train, verify
+from gemma_mtp.cli import batch, bench, convert, eval_drafter, inspect, pull, run, serve, train, verify
 from gemma_mtp.errors import GemmaMtpError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 COMMANDS = (
     run.run,
     serve.serve,
+    batch.batch,
     pull.pull,
     inspect.inspect,
     convert.convert,

@@ -1,7 +1,7 @@
 """gemma-mtp serve: an OpenAI-compatible server for many users at once."""
 
 import sys
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
@@ -31,6 +31,15 @@ def serve(
             help="What clients have to send as 'Authorization: Bearer KEY'.",
             show_default=False,
             show_envvar=True,
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            help="Further keys, one a line; lines that start with # are comments.",
+            show_default=False,
         ),
     ] = None,
     alias: Annotated[
@@ -67,15 +76,15 @@ def serve(
         raise SettingsError("Serving needs more packages: run `pip install 'gemma-mtp[server]'`.") from error
     if api_key is not None and not api_key.strip():
         raise SettingsError("--api-key is empty: give a key, or leave it out to let everyone in.")
-
-    if api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+    keys = [*([api_key.strip()] if api_key else ()), *(read_keys(api_key_file) if api_key_file else ())]
+    if not keys and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"gemma-mtp: everyone who reaches {host} is let in; --api-key asks for a key.", file=sys.stderr)
 
     from gemma_mtp import AsyncEngine, Model
 
     loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype)
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=max_queue)
-    app = create_app(engine, alias or served_name(name), keys=[api_key.strip()] if api_key else (), max_body=max_body)
+    app = create_app(engine, alias or served_name(name), keys=keys, max_body=max_body)
     settings = uvicorn.Config(
         app,
         host=host,
@@ -86,6 +95,18 @@ def serve(
         server_header=False,
     )
     uvicorn.Server(settings).run()
+
+
+def read_keys(path: Path) -> list[str]:
+    """The API keys of a file. Raises SettingsError."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The API keys of {path} cannot be read: {error}.") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SettingsError(f"{path} has no API key: give one a line, or leave --api-key-file out.")
+    return keys
 
 
 def served_name(model: str) -> str:

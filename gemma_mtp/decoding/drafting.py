@@ -76,14 +76,18 @@ class TrainedDrafter(Generic[S]):
 
 
 class PromptLookup:
-    """Proposes what followed the longest suffix of the text where it occurred before, in prompt or output.
+    """Proposes what followed the longest suffix of the text where it occurred before, in prompt, output or prediction.
 
     Costs a microsecond or two a token whatever the length of the text; the memory is about 150 bytes a token.
     """
 
-    def __init__(self, min_match: int = 2):
-        """min_match: the shortest suffix, in tokens, that is worth a proposal."""
+    LED_IN = 8  # tokens of the prompt's end that a prediction is put after, so that it is proposed from the start
+
+    def __init__(self, min_match: int = 2, prediction: Sequence[int] = ()):
+        """min_match: the shortest suffix, in tokens, that is worth a proposal. prediction: what somebody expects the
+        output to be, or to hold parts of."""
         self._lookup = _native.SuffixLookup()
+        self._prediction = prediction
         self._min_match = min_match
 
     @property
@@ -96,10 +100,18 @@ class PromptLookup:
         return self._lookup.continuation(depth) if self._lookup.match_length >= self._min_match else []
 
     def advance(self, tokens: Sequence[int]) -> None:
+        if self._prediction and not len(self._lookup):
+            self._lookup.extend([*tokens[-self.LED_IN :], *self._prediction])
         self._lookup.extend(tokens)
 
 
-def draft_sources(engine: Drafting[S], sequence: S, params: SamplingParams) -> list[DraftSource]:
-    """What drafts for a sequence, the first being the one that drafts at a fixed depth."""
-    lookup = PromptLookup()
-    return [TrainedDrafter(engine, sequence, params), lookup] if engine.drafts else [lookup]
+def draft_sources(
+    engine: Drafting[S], sequence: S, params: SamplingParams, prediction: Sequence[int] = ()
+) -> list[DraftSource]:
+    """What drafts for a sequence, the first being the one that drafts at a fixed depth: lookup where there is a
+    prediction, a drafter otherwise."""
+    lookup = PromptLookup(prediction=prediction)
+    if not engine.drafts:
+        return [lookup]
+    drafter = TrainedDrafter(engine, sequence, params)
+    return [lookup, drafter] if prediction else [drafter, lookup]

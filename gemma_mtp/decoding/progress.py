@@ -18,6 +18,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Origin = Literal["target", "draft"]
 
 PROMPT_CHUNK = 512  # tokens a pass of the prompt; between passes a generation can be cancelled
+SCORED_CHUNK = 64  # the same where each of them gives log probabilities
 
 
 class TokenLogprobs(NamedTuple):
@@ -35,10 +36,14 @@ class Rows(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a sequence wants of the next pass: to append `tokens`, and sample what follows each of the last `rows`."""
+    """What a sequence wants of the next pass: to append `tokens`, and sample what follows each of the last `rows`.
+
+    scored: what does follow the first of these rows, where the prompt says so and its log probabilities are asked for.
+    """
 
     tokens: Sequence[int]
     rows: int
+    scored: Sequence[int] = ()
 
 
 class TextStream(Protocol):
@@ -108,6 +113,8 @@ class Progress:
     ):
         check_prompt(prompt, context)
         self.tokens: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of the prompt's tokens but the first, where the settings ask for them."""
         self.stats = Stats(prompt_tokens=len(prompt))
         self.finish_reason: FinishReason | None = None
         self._prompt, self._params, self._text, self._context = prompt, params, text, context
@@ -122,6 +129,11 @@ class Progress:
         self._confidence: Confidence | None = None  # of the proposal in the coming pass
         self._started: float | None = None  # when the prompt, and then the round, began
         self._drafted = 0.0  # when the round's drafts were there
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._stop_strings.found
 
     @property
     def length(self) -> int:
@@ -144,11 +156,8 @@ class Progress:
         wanted, self._wanted = self._wanted, None
         if self.tokens:
             self._take_round(wanted.tokens[1:], rows)
-        elif wanted.rows:
-            self._keep(rows, accepted=0)
-            self.stats.seconds_prompt = self._clock() - self._started  # type: ignore[operator]
         else:
-            self._cached += len(wanted.tokens)
+            self._take_prompt(wanted, rows)
 
     def end(self) -> None:
         """Ends the generation, as 'cancelled' if it had not ended by itself, and releases the text still held back."""
@@ -170,8 +179,28 @@ class Progress:
             self._started = self._clock()
             for source in self._sources:
                 source.advance(self._prompt)
-        chunk = self._prompt[self._cached : self._cached + most]
-        return Wanted(chunk, 1 if self._cached + len(chunk) == len(self._prompt) else 0)
+        if self._params.prompt_logprobs:
+            most = min(most, SCORED_CHUNK)
+        end = min(self._cached + most, len(self._prompt))
+        chunk = self._prompt[self._cached : end]
+        if self._params.prompt_logprobs:
+            return Wanted(chunk, len(chunk), self._prompt[self._cached + 1 : end + 1])
+        return Wanted(chunk, 1 if end == len(self._prompt) else 0)
+
+    def _take_prompt(self, wanted: Wanted, rows: Rows) -> None:
+        scored = len(wanted.scored)
+        if rows.logprobs is not None:
+            self.prompt_logprobs += rows.logprobs[:scored]
+            rows = Rows(rows.tokens[scored:], rows.logprobs[scored:])
+        if self.prompt_left > len(wanted.tokens):
+            self._cached += len(wanted.tokens)
+            return
+        self.stats.seconds_prompt = self._clock() - self._started  # type: ignore[operator]
+        if self._params.max_tokens:
+            self._keep(rows, accepted=0)
+        else:
+            self._cached += len(wanted.tokens)
+            self.finish_reason = "length"
 
     def _want_round(self, most: int) -> Wanted:
         self._started = self._clock()

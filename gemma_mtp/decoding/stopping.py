@@ -9,19 +9,19 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
         self._held = ""
-        self.found = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """The text that is safe to show once `text` has come. When a stop string is complete, `found` is set and the
+        """The text that is safe to show once `text` has come. When a stop string is complete, `found` is it and the
         answer ends before it; nothing must be pushed after that."""
         if not self._stops:
             return text
         text = self._held + text
-        starts = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        starts = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if starts:
             self._held = ""
-            self.found = True
-            return text[: min(starts)]
+            at, self.found = min(starts)
+            return text[:at]
         held = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -22,11 +22,21 @@ S = TypeVar("S", contravariant=True)
 class Target(Protocol[S]):
     """The model that decides, as the loop sees it. S is its handle of one sequence and that sequence's KV cache."""
 
-    def step(self, sequence: S, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self,
+        sequence: S,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
+    ) -> Rows:
         """Appends `tokens` to the sequence in one pass, and samples what follows each of the last `rows` of them.
 
         The row of the token at index i of the sequence samples index i + 1: that is the position its noise is drawn
-        for, and the tokens 0..i are what the repetition penalty has seen.
+        for, and the tokens 0..i are what the repetition penalty has seen; what was generated, which the presence and
+        frequency penalties count, begins at index `prompt`. The first rows give the log probabilities of the tokens
+        `scored` instead of those of their samples; the settings must ask for log probabilities then.
         """
 
     def truncate(self, sequence: S, length: int) -> None:
@@ -57,6 +67,7 @@ class Decoding(Generic[S]):
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._target, self._sequence, self._params = target, sequence, params
+        self._prompt = len(prompt)
         self._progress = Progress(
             prompt,
             params,
@@ -68,12 +79,17 @@ class Decoding(Generic[S]):
             cached=cached,
             clock=clock,
         )
-        self.tokens = self._progress.tokens
+        self.tokens, self.prompt_logprobs = self._progress.tokens, self._progress.prompt_logprobs
         self.stats = self._progress.stats
 
     @property
     def finish_reason(self) -> FinishReason | None:
         return self._progress.finish_reason
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._progress.stop_string
 
     @property
     def length(self) -> int:
@@ -102,6 +118,7 @@ class Decoding(Generic[S]):
     def _run_pass(self) -> None:
         before = self.length
         wanted = self._progress.want()
-        self._progress.take(self._target.step(self._sequence, wanted.tokens, wanted.rows, self._params))
+        rows = self._target.step(self._sequence, *wanted[:2], self._params, self._prompt, wanted.scored)
+        self._progress.take(rows)
         if self.length < before + len(wanted.tokens):  # not all drafts were kept
             self._target.truncate(self._sequence, self.length)

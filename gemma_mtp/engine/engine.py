@@ -15,7 +15,7 @@ from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import Part
+from gemma_mtp.engine.interface import Part, logprob_of
 from gemma_mtp.errors import CheckpointError, PromptError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -34,6 +34,8 @@ class SequenceState:
     tokens: list[int] = field(default_factory=list)
     hidden: NDArray[np.float32] | None = None
     """float32 [rows, hidden]: the last hidden states of the rows that the last pass sampled."""
+    prompt: int = 0
+    """How many of its tokens are the prompt's, as the last pass was told."""
 
 
 class Engine:
@@ -104,9 +106,17 @@ class Engine:
     def release(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.handle)
 
-    def step(self, sequence: SequenceState, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self,
+        sequence: SequenceState,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
+    ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
-        return self.run([Part(sequence, tokens, rows, params)])[0]
+        return self.run([Part(sequence, tokens, rows, params, prompt, scored)])[0]
 
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts.
@@ -116,14 +126,21 @@ class Engine:
         settings = [_native_params(part.params) for part in parts]
         self._forward(parts, settings)
         hidden = self._runner.hidden() if self.drafter else None
-        choices = self._runner.choose([(native, _seen(part)) for native, part in zip(settings, parts, strict=True)])
+        choices = self._runner.choose(
+            [(native, _seen(part), part.prompt) for native, part in zip(settings, parts, strict=True)]
+        )
         results, at = [], 0
         for part in parts:
-            own, rows = choices[at : at + part.rows], slice(at, at + part.rows)
-            at += part.rows
+            own, end = choices[at : at + part.rows], at + part.rows
             if part.rows and hidden is not None:
-                part.sequence.hidden = hidden[rows]
+                part.sequence.hidden = hidden[at + len(part.scored) : end]
             logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in own] if part.params.logprobs else None
+            for row, token in enumerate(part.scored):
+                assert logprobs is not None, "what is scored has settings that ask for log probabilities"
+                best, of_best = logprobs[row].top[0]
+                logit, largest = (self._runner.logit(at + row, which) for which in (token, best))
+                logprobs[row] = logprobs[row]._replace(chosen=logprob_of(logit, largest, of_best))
+            at = end
             results.append(Rows([token for token, _, _ in own], logprobs))
         return results
 
@@ -133,10 +150,9 @@ class Engine:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
-        seen = [*sequence.tokens, token] if params.repetition_penalty != 1 else []
-        native = _native_params(params)
-        state = sequence.hidden[row]
-        return self.drafter.draft(sequence.handle, token, state, depth, native, np.array(seen, np.int32), floor)
+        seen = np.array([*sequence.tokens, token] if params.counts else [], np.int32)
+        native, hidden = _native_params(params), sequence.hidden[row]
+        return self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt, floor)
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
@@ -181,6 +197,7 @@ class Engine:
             raise PromptError(f"The tokens cannot be run: {fault}.") from None
         for part in parts:
             part.sequence.tokens.extend(part.tokens)
+            part.sequence.prompt = part.prompt
 
     def _all_rows(self, tokens: Sequence[int], read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         sequence = self.create()
@@ -196,8 +213,8 @@ class Engine:
 
 
 def _seen(part: Part) -> NDArray[np.int32]:
-    """What the repetition penalty counts, up to the first sampled row's own token."""
-    if not part.rows or part.params.repetition_penalty == 1:
+    """What penalties count, up to the first sampled row's own token."""
+    if not part.rows or not part.params.counts:
         return np.empty(0, np.int32)
     return np.array(part.sequence.tokens[: len(part.sequence.tokens) - part.rows + 1], np.int32)
 
@@ -220,4 +237,7 @@ def _native_params(params: SamplingParams) -> _native.SampleParams:
         repetition_penalty=params.repetition_penalty,
         seed=params.seed,
         logprobs=params.logprobs,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.biases,
     )

@@ -18,6 +18,14 @@ class Part(NamedTuple):
     tokens: Sequence[int]
     rows: int
     params: SamplingParams
+    prompt: int = 0
+    scored: Sequence[int] = ()
+
+
+def logprob_of(logit: float, largest: float, of_largest: float) -> float:
+    """A token's log probability from its logit, the largest one, and that one's log probability; all float32, and
+    rounded as the sampler rounds it."""
+    return float(np.float32(logit) - np.float32(largest) + np.float32(of_largest))
 
 
 class AnyEngine(Protocol):
@@ -46,7 +54,15 @@ class AnyEngine(Protocol):
 
     def release(self, sequence: Any) -> None: ...
 
-    def step(self, sequence: Any, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self,
+        sequence: Any,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
+    ) -> Rows:
         """See decoding.verification.Target. Raises PromptError for a token outside the vocabulary or a full context."""
 
     def truncate(self, sequence: Any, length: int) -> None:

@@ -7,13 +7,13 @@ request gets does not depend on who else is there; only how long it takes does.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gemma_mtp.decoding.depth import DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
-from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream
+from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.shared_depth import SharedDepth
 from gemma_mtp.decoding.stats import Stats
@@ -30,14 +30,16 @@ class Update(NamedTuple):
     stats: Stats
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None  # where they are asked for, as far as they have come
+    stop_string: str | None = None
 
 
 @dataclass(eq=False)
 class Request:
     """A generation to be run. The prompt has been checked: it fits the context, and its tokens are in the vocabulary.
 
-    draft: "auto", "off" or a number of tokens. receive: called by the thread that runs the scheduler. Whoever sets
-    `cancelled`, from any thread, ends the request before the next pass.
+    draft: "auto", "off" or a number of tokens. receive: called by the thread that runs the scheduler. prediction:
+    tokens that lookup may draft from. Whoever sets `cancelled`, from any thread, ends the request before the next pass.
     """
 
     prompt: list[int]
@@ -46,6 +48,7 @@ class Request:
     eos_ids: Collection[int]
     draft: int | str
     receive: Callable[[Update], None]
+    prediction: Sequence[int] = ()
     cancelled: bool = False
 
 
@@ -128,7 +131,7 @@ class Scheduler:
             request.params,
             text=request.text,
             context=self._engine.context,
-            sources=draft_sources(self._engine, sequence, request.params) if depth else (),
+            sources=draft_sources(self._engine, sequence, request.params, request.prediction) if depth else (),
             depth=depth,
             eos_ids=request.eos_ids,
         )
@@ -150,9 +153,13 @@ class Scheduler:
             self._add_part(parts, running, 1 + drafts)
         left = self._engine.max_rows - sum(len(part.tokens) for _, part in parts)
         left = min(left, PROMPT_BESIDE) if parts else left
+        scored = self._engine.max_outputs - sum(part.rows for _, part in parts) - len(prompts)  # rows beyond one each
         for running in prompts:
             if left > 0:
                 chunk = min(left, running.progress.prompt_left)
+                if running.request.params.prompt_logprobs:
+                    chunk = min(chunk, scored + 1)
+                    scored -= chunk - 1
                 self._add_part(parts, running, chunk)
                 left -= chunk
         return parts
@@ -163,7 +170,9 @@ class Scheduler:
         except Exception as error:  # of one sequence's draft source: the others go on
             self._leave(running, error)
             return
-        parts.append((running, Part(running.sequence, wanted.tokens, wanted.rows, running.request.params)))
+        request = running.request
+        part = Part(running.sequence, wanted.tokens, wanted.rows, request.params, len(request.prompt), wanted.scored)
+        parts.append((running, part))
 
     def _take(self, running: _Running, part: Part, rows: Rows) -> None:
         progress, before = running.progress, running.progress.length
@@ -176,7 +185,7 @@ class Scheduler:
                 self._engine.truncate(running.sequence, progress.length)
             pieces = _pieces(progress)
             if pieces:
-                running.request.receive(Update(pieces, progress.stats))
+                running.request.receive(_update(running, pieces))
         except Exception as error:  # of one sequence's text: the others go on
             self._leave(running, error)
 
@@ -192,13 +201,19 @@ class Scheduler:
                 progress.end()
             except Exception as fault:  # of its text
                 error = fault
-        update = Update(_pieces(progress), progress.stats, None if error else progress.finish_reason, error)
-        running.request.receive(update)
+        update = _update(running, _pieces(progress))
+        running.request.receive(update._replace(finish_reason=None if error else progress.finish_reason, error=error))
 
     def _refuse(self, request: Request, error: Exception | None = None) -> None:
         """Ends a request that has not started."""
         stats = Stats(prompt_tokens=len(request.prompt))
         request.receive(Update([], stats, None if error else "cancelled", error))
+
+
+def _update(running: _Running, pieces: list[Piece]) -> Update:
+    progress, asks = running.progress, running.request.params.prompt_logprobs
+    prompt_logprobs = progress.prompt_logprobs if asks else None
+    return Update(pieces, progress.stats, prompt_logprobs=prompt_logprobs, stop_string=progress.stop_string)
 
 
 def _pieces(progress: Progress) -> list[Piece]:

@@ -15,6 +15,7 @@ from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.engine.interface import logprob_of
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -31,6 +32,7 @@ class TorchSequence:
     tokens: list[int] = field(default_factory=list)
     cache: GrowingCache = field(default_factory=GrowingCache)
     hidden: torch.Tensor | None = None  # float32 [rows, hidden]
+    prompt: int = 0  # how many of the tokens are the prompt's, as the last pass was told
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,30 @@ class TorchEngine:
         sequence.tokens, sequence.cache, sequence.hidden = [], GrowingCache(), None
 
     @torch.inference_mode()
-    def step(self, sequence: TorchSequence, tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self,
+        sequence: TorchSequence,
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
+    ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         decoded = self._forward(sequence, tokens, rows)
-        sequence.hidden = decoded.hidden
+        sequence.hidden, sequence.prompt = decoded.hidden[len(scored) :], prompt
         self._last_logits = _numpy(decoded.logits)
         first = len(sequence.tokens) - rows + 1  # index of the first sampled token
         seen, drafted = sequence.tokens[:first], sequence.tokens[first:]
         choices = [
-            self._sample(logits, first + i, params, seen, drafted[:i]) for i, logits in enumerate(self._last_logits)
+            self._sample(logits, first + i, params, seen, drafted[:i], prompt)
+            for i, logits in enumerate(self._last_logits)
         ]
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
+        for row, token in enumerate(scored):
+            assert logprobs is not None, "what is scored has settings that ask for log probabilities"
+            (best, of_best), logits = logprobs[row].top[0], self._last_logits[row]
+            logprobs[row] = logprobs[row]._replace(chosen=logprob_of(logits[token], logits[best], of_best))
         return Rows([token for token, _, _ in choices], logprobs)
 
     def truncate(self, sequence: TorchSequence, length: int) -> None:
@@ -144,7 +159,8 @@ class TorchEngine:
             """Drafts another token, if it is likely enough."""
             nonlocal probability
             scores = _numpy(logits)
-            chosen = self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts)[0]
+            place = len(seen) + len(drafts)
+            chosen = self._sample(scores[0], place, params, seen, drafts, sequence.prompt)[0]
             probability *= (logits[0].float() / (params.temperature or 1.0)).softmax(-1)[chosen].item()
             self._last_draft.append((scores, state))
             if probability < floor:
@@ -214,9 +230,10 @@ class TorchEngine:
         params: SamplingParams,
         seen: Sequence[int],
         drafted: Sequence[int],
+        prompt: int,
     ) -> tuple[int, float, list[tuple[int, float]]]:
-        """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`."""
-        penalised = params.repetition_penalty != 1
+        """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`; of these the first
+        `prompt` were not generated."""
         return self._sampler.sample(
             logits,
             position,
@@ -227,8 +244,12 @@ class TorchEngine:
             repetition_penalty=params.repetition_penalty,
             seed=params.seed,
             logprobs=params.logprobs,
-            seen=seen if penalised else [],
-            drafted=drafted if penalised else [],
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=params.biases,
+            seen=seen if params.counts else [],
+            drafted=drafted if params.counts else [],
+            prompt=prompt,
         )
 
 

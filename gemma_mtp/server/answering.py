@@ -15,11 +15,9 @@ from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.errors import GemmaMtpError
 from gemma_mtp.generation import Piece
 from gemma_mtp.model import Asked, Draft, Model, Prompt, Tools
-from gemma_mtp.server import openai
+from gemma_mtp.server.choices import Choice, Writer
 from gemma_mtp.server.errors import ApiError, api_error
 from gemma_mtp.server.metrics import Metrics
-from gemma_mtp.server.openai import Choice, Form
-from gemma_mtp.server.schema import Common
 
 _log = logging.getLogger("gemma_mtp")
 
@@ -32,18 +30,21 @@ class Asking:
     draft: Draft
     tools: Tools | None = None
     thinking: bool = False
+    prediction: str | None = None
 
     def prepare(self, model: Model) -> list[Asked]:
         """Renders and encodes the prompts. Raises PromptError, SettingsError."""
         return [
-            model.ask(prompt, params, self.draft, tools=self.tools, thinking=self.thinking)
+            model.ask(
+                prompt, params, self.draft, tools=self.tools, thinking=self.thinking, prediction=self.prediction
+            )
             for prompt, params in self.generations
         ]
 
 
 class Answering:
-    def __init__(self, engine: AsyncEngine, metrics: Metrics, name: str):
-        self._engine, self._metrics, self._name = engine, metrics, name
+    def __init__(self, engine: AsyncEngine, metrics: Metrics):
+        self._engine, self._metrics = engine, metrics
 
     async def prepare(self, asking: Asking) -> list[Asked]:
         """What is asked for, ready to run: in a thread of its own, since long prompts take a while."""
@@ -52,18 +53,16 @@ class Answering:
             raise ApiError(400, f"The request asks for {count} texts at once: ask for at most {self._engine.limit}.")
         return await asyncio.to_thread(asking.prepare, self._engine.model)
 
-    async def answer(self, form: Form, asked: Sequence[Asked], body: Common, request: Request) -> Response:
+    async def answer(self, writer: Writer, asked: Sequence[Asked], request: Request) -> Response:
         """Starts the generations, all or none, and answers with them."""
         streams = [self._engine.start(one) for one in asked]  # those started before one is refused are let go of
-        headers = {"X-Request-Id": form.id}
-        if body.stream:
-            events = self._events(form, streams, body)
+        headers = {"X-Request-Id": writer.id}
+        if writer.stream:
             headers["Cache-Control"] = "no-cache"
-            return StreamingResponse(events, headers=headers, media_type="text/event-stream")
-        whole = await _unless_gone(request, self._whole(form, streams, body))
-        return JSONResponse(whole, headers=headers)
+            return StreamingResponse(self._events(writer, streams), headers=headers, media_type="text/event-stream")
+        return JSONResponse(await _unless_gone(request, self._whole(writer, streams)), headers=headers)
 
-    async def _whole(self, form: Form, streams: Sequence[AsyncStream], body: Common) -> dict[str, Any]:
+    async def _whole(self, writer: Writer, streams: Sequence[AsyncStream]) -> dict[str, Any]:
         choices = [Choice(index, stream.generation) for index, stream in enumerate(streams)]
         async with aclosing(_merged([self._metrics.watch(stream) for stream in streams])) as passes:
             async for index, pieces in passes:
@@ -72,51 +71,33 @@ class Answering:
                     choices[index].pieces.append(piece)
         if any(choice.generation.finish_reason == "cancelled" for choice in choices):
             raise _closing()
-        written = [openai.written(form, choice, form.whole(choice), ended=True) for choice in choices]
-        answer = openai.envelope(form, self._name, openai.now(), written, chunk=False)
-        return answer | self._figures(choices, body)
+        return writer.whole(choices)
 
-    async def _events(self, form: Form, streams: Sequence[AsyncStream], body: Common) -> AsyncIterator[str]:
+    async def _events(self, writer: Writer, streams: Sequence[AsyncStream]) -> AsyncIterator[str]:
         choices = [Choice(index, stream.generation) for index, stream in enumerate(streams)]
-        created, running = openai.now(), len(choices)
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        figures: dict[str, Any] = {}
-
-        def chunk(*written: dict[str, Any], **more: Any) -> str:
-            content = openai.envelope(form, self._name, created, list(written), chunk=True)
-            return openai.event(content | ({"usage": None} if with_usage else {}) | more)
-
+        running = len(choices)
         try:
             async with aclosing(_merged([self._metrics.watch(stream) for stream in streams])) as passes:
-                for choice in choices:
-                    if opening := form.opening():
-                        yield chunk(openai.written(form, choice, opening, ended=False))
+                for event in writer.opening(choices):
+                    yield event
                 async for index, pieces in passes:
                     choice = choices[index]
                     for piece in pieces or ():
                         choice.count(piece)
-                        if delta := form.delta(choice, piece):
-                            yield chunk(openai.written(form, choice, delta, ended=False))
+                        for event in writer.piece(choice, piece):
+                            yield event
                     if pieces is None:
                         if choice.generation.finish_reason == "cancelled":
                             raise _closing()
                         running -= 1
-                        figures = {} if running else self._figures(choices, body)
-                        last = {"timings": figures["timings"]} if figures and not with_usage else {}
-                        yield chunk(openai.written(form, choice, form.closing(), ended=True), **last)
-            if with_usage:
-                yield chunk(**figures)
-            yield "data: [DONE]\n\n"
+                        for event in writer.ended(choice, choices, last=not running):
+                            yield event
+            for event in writer.closing(choices):
+                yield event
         except Exception as error:  # the status is sent already: the client is told in the stream
             if not isinstance(error, (ApiError, GemmaMtpError)):
                 _log.exception("An answer broke off.")
-            yield openai.event(api_error(error).content())
-
-    def _figures(self, choices: Sequence[Choice], body: Common) -> dict[str, Any]:
-        return {
-            "usage": openai.usage(choices, body.choices),
-            "timings": openai.timings([choice.generation.stats for choice in choices]),
-        }
+            yield writer.failure(api_error(error))
 
 
 def _closing() -> ApiError:

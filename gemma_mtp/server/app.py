@@ -1,7 +1,7 @@
 """The routes."""
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,12 +11,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gemma_mtp.async_engine import AsyncEngine
+from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.errors import GemmaMtpError
+from gemma_mtp.model import Asked, Draft
+from gemma_mtp.server import openai
 from gemma_mtp.server.answering import Answering, Asking
+from gemma_mtp.server.anthropic import AnthropicWriter
+from gemma_mtp.server.choices import Writer
 from gemma_mtp.server.errors import ApiError, api_error, invalid
 from gemma_mtp.server.gate import Gate
+from gemma_mtp.server.messages import CountBody, MessagesBody
 from gemma_mtp.server.metrics import Metrics
-from gemma_mtp.server.openai import ChatForm, CompletionForm, Form, Spelling, now
+from gemma_mtp.server.openai import ChatForm, CompletionForm, Echo, Form, OpenAIWriter, Spelling, now
 from gemma_mtp.server.page import add_page
 from gemma_mtp.server.schema import ChatBody, Common, CompletionBody, DetokenizeBody, TokenizeBody
 
@@ -32,7 +38,7 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
     keys: API keys that are let in; none: everyone is. max_body: the most bytes of a request.
     """
     model, metrics, started = engine.model, Metrics(engine), now()
-    answering = Answering(engine, metrics, name)
+    answering = Answering(engine, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,10 +52,14 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
     _answer_errors(app)
     add_page(app)
 
-    def check_model(body: Common | TokenizeBody | DetokenizeBody) -> None:
+    def check_model(body: Common | CountBody | TokenizeBody | DetokenizeBody) -> None:
         if body.model is not None and body.model != name:
             message = f"There is no model '{body.model}' here: this server runs '{name}'."
             raise ApiError(404, message, param="model", code="model_not_found")
+
+    def writer(form: Form, body: Common) -> Writer:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return OpenAIWriter(form, name, stream=body.stream, per_prompt=body.choices, with_usage=with_usage)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
@@ -59,24 +69,50 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
         messages = [message.plain() for message in body.messages]
         settings = body.sampling(limit, 0 if top is None else max(top, 1))
         asking = Asking(
-            [(messages, params) for params in settings], body.drafting, body.declared_tools, body.thinking
+            [(messages, params) for params in settings],
+            body.drafting,
+            body.declared_tools,
+            body.thinking,
+            body.predicted,
         )
         asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends
         form: Form = ChatForm(Spelling(model.tokenizer, ends), top)
-        return await answering.answer(form, asked, body, request)
+        return await answering.answer(writer(form, body), asked, request)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         check_model(body)
         settings = body.sampling(
-            body.max_tokens or DEFAULT_COMPLETION, 0 if body.logprobs is None else max(body.logprobs, 1)
+            DEFAULT_COMPLETION if body.max_tokens is None else body.max_tokens,
+            0 if body.logprobs is None else max(body.logprobs, 1),
+            of_prompt=bool(body.echo),
         )
         asking = Asking([(prompt, params) for prompt in body.prompts for params in settings], body.drafting)
         asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends
-        form: Form = CompletionForm(Spelling(model.tokenizer, ends), body.logprobs)
-        return await answering.answer(form, asked, body, request)
+        form: Form = CompletionForm(Spelling(model.tokenizer, ends), body.logprobs, echoes(body, asked))
+        return await answering.answer(writer(form, body), asked, request)
+
+    def echoes(body: CompletionBody, asked: Sequence[Asked]) -> list[Echo]:
+        if not body.echo:
+            return []
+        prompts = [prompt for prompt in body.prompts for _ in range(body.choices)]
+        return [openai.echo(model.tokenizer, prompt, one.ids) for prompt, one in zip(prompts, asked, strict=True)]
+
+    async def prepared(body: CountBody, params: SamplingParams, draft: Draft) -> list[Asked]:
+        check_model(body)
+        return await answering.prepare(Asking([(body.conversation, params)], draft, body.declared_tools, body.thinks))
+
+    @app.post("/v1/messages")
+    async def messages(body: MessagesBody, request: Request) -> Response:
+        asked = await prepared(body, body.sampling, body.draft)
+        return await answering.answer(AnthropicWriter(name, body.stream), asked, request)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(body: CountBody) -> dict[str, int]:
+        (asked,) = await prepared(body, SamplingParams(), "off")
+        return {"input_tokens": len(asked.ids)}
 
     def described() -> dict[str, Any]:
         return {
@@ -125,7 +161,7 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
 def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def of_body(request: Request, error: RequestValidationError) -> Response:
-        return invalid(error).response()
+        return invalid(error).response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def of_route(request: Request, error: HTTPException) -> Response:
@@ -133,10 +169,11 @@ def _answer_errors(app: FastAPI) -> None:
             404: f"There is nothing at {request.url.path}.",
             405: f"{request.method} is not what {request.url.path} takes.",
         }
-        return ApiError(error.status_code, messages.get(error.status_code, str(error.detail))).response()
+        message = messages.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message).response(request.url.path)
 
     async def of_ours(request: Request, error: Exception) -> Response:
-        return api_error(error).response()
+        return api_error(error).response(request.url.path)
 
     app.add_exception_handler(ApiError, of_ours)
     app.add_exception_handler(GemmaMtpError, of_ours)

@@ -1,6 +1,7 @@
-"""Errors in OpenAI's form."""
+"""Errors in OpenAI's form, and in Anthropic's."""
 
 import json
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
@@ -20,11 +21,21 @@ class ApiError(Exception):
         kind = kinds.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
+    def anthropic(self) -> dict[str, Any]:
+        """The same in Anthropic's form."""
+        kinds = {404: "not_found_error", 413: "request_too_large", 401: "authentication_error", 503: "overloaded_error"}
+        kind = kinds.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, path: str) -> Response:
+        """path: what was asked for, which has the form of its API."""
         headers = {"Retry-After": "1"} if self.status == 503 else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         # As ASCII: a message may quote a request's lone surrogate, which has no UTF-8.
+        if path.startswith("/v1/messages"):
+            status = 529 if self.status == 503 else self.status
+            return Response(json.dumps(self.anthropic()), status, headers, media_type="application/json")
         return Response(json.dumps(self.content()), self.status, headers, media_type="application/json")
 
 

@@ -26,10 +26,10 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             if self._keys and scope["path"] not in OPEN:
-                self._check_key(headers.get("authorization", ""))
+                self._check_key(headers)
             body = await self._body(headers, receive)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
         waiting = [body] if body else []
 
@@ -38,10 +38,11 @@ class Gate:
 
         await self._app(scope, replay, send)
 
-    def _check_key(self, authorization: str) -> None:
-        kind, _, given = authorization.partition(" ")
-        if kind.lower() != "bearer" or not given:
-            message = "An API key is needed: send it as 'Authorization: Bearer KEY'."
+    def _check_key(self, headers: Headers) -> None:
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        given = given if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        if not given:
+            message = "An API key is needed: send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
             raise ApiError(401, message, code="missing_api_key")
         # All keys are compared, each in constant time, so that the time tells nothing of them.
         matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]

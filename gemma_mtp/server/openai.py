@@ -4,30 +4,17 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gemma_mtp.decoding.progress import TokenLogprobs
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.generation import Generation, Piece
+from gemma_mtp.generation import Piece
+from gemma_mtp.server.choices import Choice
+from gemma_mtp.server.errors import ApiError
 from gemma_mtp.text.chat_parser import ToolCall
 from gemma_mtp.text.tokenizer import Tokenizer
 
 Object = dict[str, Any]
-
-
-class Choice:
-    """One choice of an answer, as far as it has come."""
-
-    def __init__(self, index: int, generation: Generation):
-        self.index, self.generation = index, generation
-        self.pieces: list[Piece] = []  # kept where the answer is sent whole
-        self.tool_calls = 0
-        self.offset = 0  # of the next token's spelling among all of them
-        self.reasoning_tokens = 0
-
-    def count(self, piece: Piece) -> None:
-        if piece.channel == "reasoning":
-            self.reasoning_tokens += len(piece.tokens)
 
 
 class Form(Protocol):
@@ -40,7 +27,7 @@ class Form(Protocol):
     def opening(self) -> Object | None:
         """What a stream starts a choice with."""
 
-    def closing(self) -> Object:
+    def closing(self, choice: Choice) -> Object:
         """What a stream ends a choice with."""
 
     def delta(self, choice: Choice, piece: Piece) -> Object | None:
@@ -63,7 +50,7 @@ class ChatForm:
     def opening(self) -> Object | None:
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def closing(self) -> Object:
+    def closing(self, choice: Choice) -> Object:
         return {"delta": {}, "logprobs": None}
 
     def delta(self, choice: Choice, piece: Piece) -> Object | None:
@@ -105,44 +92,78 @@ class ChatForm:
         return self._spelling.spell(token) | {"logprob": found.chosen, "top_logprobs": top}
 
 
+class Echo(NamedTuple):
+    """A prompt that an answer starts with: its text, and its tokens.
+
+    hidden: how long the spelling of the first tokens is that the text leaves out, such as that of <bos>.
+    """
+
+    text: str
+    tokens: list[int]
+    hidden: int
+
+
 class CompletionForm:
     name = chunk_name = "text_completion"
 
-    def __init__(self, spelling: "Spelling", top: int | None):
+    def __init__(self, spelling: "Spelling", top: int | None, echoes: Sequence[Echo] = ()):
+        """echoes: what each choice starts with; none: its text is what was generated alone."""
         self.id = f"cmpl-{uuid.uuid4().hex}"
-        self._spelling, self._top = spelling, top
+        self._spelling, self._top, self._echoes = spelling, top, echoes
 
     def opening(self) -> Object | None:
         return None
 
-    def closing(self) -> Object:
+    def closing(self, choice: Choice) -> Object:
+        if self._echoes and not choice.echoed:
+            return self._part(choice, "", [])
         return {"text": "", "logprobs": None}
 
     def delta(self, choice: Choice, piece: Piece) -> Object | None:
-        logprobs = self._logprobs(choice, [piece])
-        if not (piece.text or (logprobs and logprobs["tokens"])):
+        part = self._part(choice, piece.text, [piece])
+        if not (part["text"] or (part["logprobs"] and part["logprobs"]["tokens"])):
             return None
-        return {"text": piece.text, "logprobs": logprobs, **_came(piece)}
+        return {**part, **_came(piece)}
 
     def whole(self, choice: Choice) -> Object:
-        return {"text": choice.generation.text, "logprobs": self._logprobs(choice, choice.pieces)}
+        return self._part(choice, choice.generation.text, choice.pieces)
 
     def finish_reason(self, choice: Choice) -> str | None:
         return choice.generation.finish_reason
 
-    def _logprobs(self, choice: Choice, pieces: Sequence[Piece]) -> Object | None:
-        if self._top is None:
-            return None
+    def _part(self, choice: Choice, text: str, pieces: Sequence[Piece]) -> Object:
+        """A part of a choice, the first one with the prompt before it if that is asked for."""
+        echo = self._echoes[choice.index] if self._echoes and not choice.echoed else None
+        choice.echoed = True
+        found: list[tuple[int, TokenLogprobs | None]] = [*self._spelling.of_content(pieces)]
+        if echo is not None:
+            of_prompt = [None, *(choice.generation.prompt_logprobs or ())]  # nothing is before the first token
+            found = [*zip(echo.tokens, of_prompt, strict=False), *found]
+            text = echo.text + text
+            choice.offset = -echo.hidden
+        return {"text": text, "logprobs": None if self._top is None else self._logprobs(choice, found)}
+
+    def _logprobs(self, choice: Choice, found: Sequence[tuple[int, TokenLogprobs | None]]) -> Object:
         tokens, chosen, top, offsets = [], [], [], []
-        for token, found in self._spelling.of_content(pieces):
+        for token, of_token in found:
             spelled = self._spelling.text(token)
             tokens.append(spelled)
-            chosen.append(found.chosen)
-            top.append({self._spelling.text(other): logprob for other, logprob in found.top[: self._top]})
-            offsets.append(choice.offset)
+            chosen.append(of_token and of_token.chosen)
+            top.append(of_token and self._likeliest(of_token))
+            offsets.append(max(choice.offset, 0))
             choice.offset += len(spelled)
         tops = top if self._top else None
         return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets}
+
+    def _likeliest(self, found: TokenLogprobs) -> Object:
+        return {self._spelling.text(other): logprob for other, logprob in found.top[: self._top]}
+
+
+def echo(tokenizer: Tokenizer, prompt: str | Sequence[int], tokens: list[int]) -> Echo:
+    """What of a prompt an answer repeats: its text as it was given, or that of the tokens that were."""
+    begun = tokenizer.add_bos if isinstance(prompt, str) else tokens[:1] == [tokenizer.bos_id]
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(tokens[1:] if begun else tokens)
+    return Echo(text, tokens, len(tokenizer.token_text(tokens[0])) if begun else 0)
 
 
 class Spelling:
@@ -165,14 +186,57 @@ class Spelling:
         return {"token": self.text(token), "bytes": list(self._tokenizer.token_bytes(token))}
 
 
-def envelope(form: Form, model: str, created: int, choices: list[Object], *, chunk: bool) -> Object:
-    name = form.chunk_name if chunk else form.name
-    return {"id": form.id, "object": name, "created": created, "model": model, "choices": choices}
+class OpenAIWriter:
+    """Implements Writer. model: its name for clients. per_prompt: how many choices each prompt has. with_usage: whether
+    a stream ends with the usage."""
 
+    def __init__(self, form: Form, model: str, *, stream: bool, per_prompt: int, with_usage: bool):
+        self.id, self.stream = form.id, stream
+        self._form, self._model, self._per_prompt, self._with_usage = form, model, per_prompt, with_usage
+        self._created = now()
 
-def written(form: Form, choice: Choice, part: Object, *, ended: bool) -> Object:
-    """A choice or a part of it, with its index and how it ended."""
-    return {"index": choice.index, **part, "finish_reason": form.finish_reason(choice) if ended else None}
+    def whole(self, choices: Sequence[Choice]) -> Object:
+        written = [self._written(choice, self._form.whole(choice), ended=True) for choice in choices]
+        return self._envelope(self._form.name, written) | self._figures(choices)
+
+    def opening(self, choices: Sequence[Choice]) -> Iterator[str]:
+        for choice in choices:
+            if opening := self._form.opening():
+                yield self._chunk(self._written(choice, opening, ended=False))
+
+    def piece(self, choice: Choice, piece: Piece) -> Iterator[str]:
+        if delta := self._form.delta(choice, piece):
+            yield self._chunk(self._written(choice, delta, ended=False))
+
+    def ended(self, choice: Choice, choices: Sequence[Choice], last: bool) -> Iterator[str]:
+        shown = last and not self._with_usage
+        more = {"timings": timings([one.generation.stats for one in choices])} if shown else {}
+        yield self._chunk(self._written(choice, self._form.closing(choice), ended=True), **more)
+
+    def closing(self, choices: Sequence[Choice]) -> Iterator[str]:
+        if self._with_usage:
+            yield self._chunk(**self._figures(choices))
+        yield "data: [DONE]\n\n"
+
+    def failure(self, error: ApiError) -> str:
+        return event(error.content())
+
+    def _chunk(self, *written: Object, **more: Any) -> str:
+        usage = {"usage": None} if self._with_usage else {}
+        return event(self._envelope(self._form.chunk_name, list(written)) | usage | more)
+
+    def _envelope(self, name: str, choices: list[Object]) -> Object:
+        return {"id": self.id, "object": name, "created": self._created, "model": self._model, "choices": choices}
+
+    def _written(self, choice: Choice, part: Object, *, ended: bool) -> Object:
+        """A choice or a part of it, with its index and how it ended."""
+        return {"index": choice.index, **part, "finish_reason": self._form.finish_reason(choice) if ended else None}
+
+    def _figures(self, choices: Sequence[Choice]) -> Object:
+        return {
+            "usage": usage(choices, self._per_prompt),
+            "timings": timings([choice.generation.stats for choice in choices]),
+        }
 
 
 def usage(choices: Sequence[Choice], per_prompt: int) -> Object:

@@ -40,6 +40,9 @@ class Common(Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[float, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool = False
     draft: Literal["auto", "off"] | Annotated[int, Field(ge=0, strict=True)] | None = None
     speculative_n_max: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, alias="speculative.n_max")
@@ -48,24 +51,6 @@ class Common(Body):
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    # Only with the values that mean nothing.
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-
-    @field_validator("presence_penalty", "frequency_penalty", mode="before")
-    @classmethod
-    def _only_zero(cls, value: Any) -> Any:
-        if isinstance(value, (int, float)) and value != 0:
-            raise ValueError("Presence and frequency penalties are not supported: use repetition_penalty.")
-        return None if value is None else 0
-
-    @field_validator("logit_bias", mode="before")
-    @classmethod
-    def _only_empty(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("The parameter 'logit_bias' is not supported.")
-        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> "Common":
@@ -84,8 +69,9 @@ class Common(Body):
     def choices(self) -> int:
         return self.n or 1
 
-    def sampling(self, max_tokens: int, logprobs: int) -> list[SamplingParams]:
-        """The settings of each choice: choice i has the seed plus i. Raises SettingsError."""
+    def sampling(self, max_tokens: int, logprobs: int, of_prompt: bool = False) -> list[SamplingParams]:
+        """The settings of each choice: choice i has the seed plus i. of_prompt: whether log probabilities, if there are
+        any, are of the prompt too. Raises SettingsError."""
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return [
             SamplingParams(
@@ -99,6 +85,10 @@ class Common(Body):
                 stop=self.stop or (),
                 logprobs=logprobs,
                 ignore_eos=self.ignore_eos,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                logit_bias=self.logit_bias or {},
+                prompt_logprobs=of_prompt and logprobs > 0,
             )
             for choice in range(self.choices)
         ]
@@ -107,15 +97,32 @@ class Common(Body):
 class CompletionBody(Common):
     prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    echo: Literal[False] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> "CompletionBody":
+        if self.max_tokens == 0 and not (self.echo and self.logprobs is not None):
+            raise ValueError("'max_tokens' is 0, for the prompt's log probabilities alone: set 'echo' and 'logprobs'.")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(Body):
+    type: Literal["content"]
+    content: str | list[TextPart]
 
 
 class ResponseFormat(Body):
@@ -154,10 +161,19 @@ class ChatBody(Common):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none"] | None = None  # others need decoding that is guided by a grammar
     parallel_tool_calls: Literal[True] | None = None
     response_format: ResponseFormat | None = None
+    prediction: Prediction | None = None
     chat_template_kwargs: TemplateOptions | None = None
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _check_tool_choice(cls, value: Any) -> Any:
+        if value == "required" or isinstance(value, dict):
+            what = "'required'" if value == "required" else "a tool to be called"
+            raise ValueError(f"'tool_choice' is {what}, but calls cannot be enforced here: use 'auto' or 'none'.")
+        return value
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatBody":
@@ -166,6 +182,11 @@ class ChatBody(Common):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("'max_tokens' and 'max_completion_tokens' mean the same but differ: give one.")
         return self
+
+    @property
+    def predicted(self) -> str | None:
+        content = self.prediction.content if self.prediction else None
+        return "".join(part.text for part in content) if isinstance(content, list) else content
 
     @property
     def thinking(self) -> bool:

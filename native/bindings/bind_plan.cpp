@@ -167,9 +167,9 @@ void bind_plan(nb::module_& m) {
                 r.forward(native);
             }, "feeds"_a,
             "One pass over (sequence, tokens int32, number of last tokens whose output is wanted, how those are sampled).")
-        .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens>>& feeds) {
+        .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens, size_t>>& feeds) {
                 std::vector<Choosing> how;
-                for (const auto& [params, seen] : feeds) how.push_back({params, view(seen)});
+                for (const auto& [params, seen, prompt] : feeds) how.push_back({params, view(seen), prompt});
                 std::vector<Choice> choices;
                 std::vector<Sampled> sampled;
                 {
@@ -182,12 +182,16 @@ void bind_plan(nb::module_& m) {
                     choices.emplace_back(s.token, s.logprob, std::move(top));
                 }
                 return choices;
-            }, "feeds"_a, "Samples the last pass's outputs, with (params, seen) for each of its feeds: (token, its log "
-            "probability, the likeliest tokens').")
+            }, "feeds"_a, "Samples the last pass's outputs, with (params, seen, how many of these are the prompt's) for "
+            "each of its feeds: (token, its log probability, the likeliest tokens').")
         .def("logits", [](Runner& r) {
                 if (!r.exact()) throw InputError("the last pass computed only the largest logits exactly");
                 return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); });
             }, "Of the last pass, if it asked for all: float32 [outputs, vocab].")
+        .def("logit", [](Runner& r, int output, int32_t token) {
+                if (output < 0 || output >= r.outputs() || token < 0 || token >= r.vocab()) throw InputError("there is no such logit");
+                return r.logits(output)[token];
+            }, "output"_a, "token"_a, "One of the last pass; exact if the settings of its feed read all.")
         .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
              "Of the last pass, after the final norm: float32 [outputs, hidden].");
 
@@ -196,10 +200,11 @@ void bind_plan(nb::module_& m) {
                             std::vector<BufferId> logits, BufferId next, int64_t vocab) {
                 new (self) Drafter(std::move(plan), std::move(cache), {state, std::move(logits), next}, vocab);
             }, "plan"_a, "cache"_a, "state"_a, "logits"_a, "next"_a, "vocab"_a, "next: -1 for parallel heads.")
-        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params, Tokens seen, float floor) {
+        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params, Tokens seen,
+                         size_t prompt, float floor) {
                 nb::gil_scoped_release release;
-                return d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen), floor);
-            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a, "floor"_a = 0.0f,
+                return d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen), prompt, floor);
+            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a, "prompt"_a = 0, "floor"_a = 0.0f,
             "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden]; fewer where the "
             "drafter gives them together a probability below `floor`.")
         .def("logits", [](Drafter& d, size_t head) {
@@ -217,10 +222,13 @@ void bind_plan(nb::module_& m) {
 
     nb::class_<SampleParams>(m, "SampleParams")
         .def("__init__", [](SampleParams* self, float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                            uint64_t seed, int32_t logprobs) {
-                new (self) SampleParams{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs};
+                            uint64_t seed, int32_t logprobs, float presence_penalty, float frequency_penalty,
+                            const Biases& logit_bias) {
+                new (self) SampleParams{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs,
+                                        presence_penalty, frequency_penalty, native_biases(logit_bias)};
             }, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0);
+            "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f,
+            "logit_bias"_a = Biases(), "logit_bias: (token, value) to be added.");
 }
 
 }  // namespace gmtp

@@ -1,4 +1,5 @@
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -23,10 +24,12 @@ struct Sampler {
 
     std::tuple<int32_t, float, std::vector<std::tuple<int32_t, float>>> sample(
         Logits logits, int64_t position, float temperature, int32_t top_k, float top_p, float min_p,
-        float repetition_penalty, uint64_t seed, int32_t logprobs, const Tokens& seen, const Tokens& drafted) {
-        SampleParams params{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs};
+        float repetition_penalty, uint64_t seed, int32_t logprobs, float presence_penalty, float frequency_penalty,
+        const Biases& logit_bias, const Tokens& seen, const Tokens& drafted, size_t prompt) {
+        SampleParams params{temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs,
+                            presence_penalty, frequency_penalty, native_biases(logit_bias)};
         Sampled s = gmtp::sample(kernels, logits.data(), static_cast<int64_t>(logits.shape(0)), params, position,
-                                 {seen, drafted}, scratch);
+                                 {seen, drafted, prompt}, scratch);
         std::vector<std::tuple<int32_t, float>> top;
         for (const auto& t : s.top) top.emplace_back(t.token, t.logprob);
         return {s.token, s.logprob, std::move(top)};
@@ -42,9 +45,10 @@ void bind_sampler(nb::module_& m) {
              "isa"_a = "auto")
         .def("sample", &Sampler::sample, "logits"_a, "position"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0,
              "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition_penalty"_a = 1.0f, "seed"_a = 0, "logprobs"_a = 0,
-             "seen"_a = Tokens(), "drafted"_a = Tokens(),
+             "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f, "logit_bias"_a = Biases(), "seen"_a = Tokens(),
+             "drafted"_a = Tokens(), "prompt"_a = 0,
              "The token at `position` from logits float32 [vocab], with its log probability and those of the `logprobs` "
-             "likeliest tokens, likeliest first.")
+             "likeliest tokens, likeliest first. logit_bias: (token, value); prompt: how many of `seen` are the prompt's.")
         .def("gumbel", [](Sampler& self, uint64_t seed, int64_t position, int64_t count) {
                  auto* values = new std::vector<float>(count);
                  nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });

@@ -34,7 +34,7 @@ std::span<const float> Drafter::next_state() const {
 }
 
 std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const float> state, int depth,
-                                    const SampleParams& params, std::span<const int32_t> seen, float floor) {
+                                    const SampleParams& params, std::span<const int32_t> seen, size_t prompt, float floor) {
     const int64_t position = cache_->length(sequence);
     const auto input = values(buffers_.state);
     if (state.size() != input.size()) throw InputError("a hidden state has another width than the drafter reads");
@@ -54,8 +54,9 @@ std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const
         plan_->run(pass_);
         for (size_t head = 0; head < buffers_.logits.size() && static_cast<int>(drafted.size()) < depth; head++) {
             const auto scores = logits(head);
-            const Proposal proposal = propose(*plan_->kernels().sampling, scores.data(), candidates(head), static_cast<int64_t>(scores.size()),
-                            params, position + 1 + static_cast<int64_t>(drafted.size()), {seen, drafted}, scratch_);
+            const int64_t place = position + 1 + static_cast<int64_t>(drafted.size());
+            const Proposal proposal = propose(*plan_->kernels().sampling, scores.data(), candidates(head),
+                                              static_cast<int64_t>(scores.size()), params, place, {seen, drafted, prompt}, scratch_);
             probability *= proposal.probability;
             if (probability < floor) return drafted;
             drafted.push_back(token = proposal.token);

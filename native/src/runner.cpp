@@ -83,7 +83,7 @@ std::vector<Sampled> Runner::sample(std::span<const Choosing> how) {
     plan_->pool().parallel_for(static_cast<int64_t>(count), 1, [&](int64_t i, int64_t) {
         const Choosing& choosing = how[places[i].feed];
         result[i] = gmtp::sample(*plan_->kernels().sampling, logits(static_cast<int>(i)), vocab_, choosing.params,
-                                 pass_.positions[pass_.outputs[i]] + 1, {choosing.seen, places[i].drafted}, scratch_[i]);
+                                 pass_.positions[pass_.outputs[i]] + 1, {choosing.seen, places[i].drafted, choosing.prompt}, scratch_[i]);
     });
     return result;
 }

@@ -198,6 +198,39 @@ void penalise(const float* logits, int64_t vocab, float penalty, std::span<const
     }
 }
 
+// What is added to the logits, ascending by token, into scratch.added. Occurrences are counted before they are multiplied,
+// so that the sum does not depend on how they are split between the sequence and the drafts.
+void find_additions(const SampleParams& p, Seen seen, Scratch& scratch) {
+    auto& added = scratch.added;
+    added.clear();
+    if (p.presence_penalty != 0 || p.frequency_penalty != 0) {
+        auto& ids = scratch.seen;
+        ids.assign(seen.sequence.begin(), seen.sequence.end());
+        ids.insert(ids.end(), seen.drafted.begin(), seen.drafted.end());
+        ids.erase(ids.begin(), ids.begin() + std::min(seen.prompt, ids.size()));
+        std::sort(ids.begin(), ids.end());
+        for (size_t i = 0, end; i < ids.size(); i = end) {
+            for (end = i + 1; end < ids.size() && ids[end] == ids[i]; end++) {}
+            added.push_back({ids[i], -(p.presence_penalty + p.frequency_penalty * static_cast<float>(end - i))});
+        }
+    }
+    added.insert(added.end(), p.biases.begin(), p.biases.end());
+    std::stable_sort(added.begin(), added.end(), [](LogitBias a, LogitBias b) { return a.token < b.token; });
+}
+
+// Adds them. tokens: the token of each logit, null for its index.
+void add_to(float* row, int64_t count, const int32_t* tokens, const std::vector<LogitBias>& added) {
+    if (!tokens) {
+        for (auto [token, value] : added)
+            if (token >= 0 && token < count) row[token] += value;
+        return;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        auto it = std::lower_bound(added.begin(), added.end(), tokens[i], [](LogitBias a, int32_t token) { return a.token < token; });
+        for (; it != added.end() && it->token == tokens[i]; it++) row[i] += it->value;
+    }
+}
+
 // Where the given ids are among `tokens`.
 std::vector<int32_t> places_of(std::vector<int32_t> ids, const int32_t* tokens, int64_t count) {
     std::sort(ids.begin(), ids.end());
@@ -225,10 +258,14 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
                int64_t position, Seen seen, Scratch& scratch) {
     Sampled result;
     const float* row = logits;
-    if (p.repetition_penalty != 1) {
+    if (p.adjusts()) {
         scratch.row.assign(logits, logits + vocab);
-        penalise(logits, vocab, p.repetition_penalty, seen.sequence, scratch.row.data());
-        penalise(logits, vocab, p.repetition_penalty, seen.drafted, scratch.row.data());
+        if (p.repetition_penalty != 1) {
+            penalise(logits, vocab, p.repetition_penalty, seen.sequence, scratch.row.data());
+            penalise(logits, vocab, p.repetition_penalty, seen.drafted, scratch.row.data());
+        }
+        find_additions(p, seen, scratch);
+        add_to(scratch.row.data(), vocab, nullptr, scratch.added);
         row = scratch.row.data();
     }
     result.token = Row(kernels, row, vocab, scratch).draw(p, position);
@@ -248,7 +285,7 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
 
 Wanted wanted(const SampleParams& p, int64_t position) {
     constexpr int kMost = 128;  // more would leave little of a split head unread
-    if (p.repetition_penalty != 1 || p.logprobs > 0) return {};
+    if (p.adjusts() || p.logprobs > 0) return {};
     if (p.temperature <= 0 || p.top_k == 1) return {.best = 1};
     if (p.top_k > 0) return {.best = p.top_k <= kMost ? p.top_k : 0};
     if (p.top_p < 1 || p.min_p > 0) return {};
@@ -258,14 +295,18 @@ Wanted wanted(const SampleParams& p, int64_t position) {
 Proposal propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
                 const SampleParams& params, int64_t position, Seen seen, Scratch& scratch) {
     const float* row = logits;
-    if (params.repetition_penalty != 1) {
+    if (params.adjusts()) {
         scratch.row.assign(logits, logits + count);
         row = scratch.row.data();
-        auto& ids = scratch.seen;
-        ids.assign(seen.sequence.begin(), seen.sequence.end());
-        ids.insert(ids.end(), seen.drafted.begin(), seen.drafted.end());
-        if (tokens) ids = places_of(ids, tokens, count);
-        penalise(logits, count, params.repetition_penalty, ids, scratch.row.data());
+        if (params.repetition_penalty != 1) {
+            auto& ids = scratch.seen;
+            ids.assign(seen.sequence.begin(), seen.sequence.end());
+            ids.insert(ids.end(), seen.drafted.begin(), seen.drafted.end());
+            if (tokens) ids = places_of(ids, tokens, count);
+            penalise(logits, count, params.repetition_penalty, ids, scratch.row.data());
+        }
+        find_additions(params, seen, scratch);
+        add_to(scratch.row.data(), count, tokens, scratch.added);
     }
     Row drafted(kernels, row, count, scratch);
     const int32_t token = drafted.draw(params, position, tokens);

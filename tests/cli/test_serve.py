@@ -1,17 +1,22 @@
 """`gemma-mtp serve`: what it refuses before it serves."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from gemma_mtp.cli.serve import served_name
+from gemma_mtp.cli.serve import read_keys, served_name
+from gemma_mtp.errors import SettingsError
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--api-key", " "], "--api-key is empty"),
+        (["--api-key-file", "/no/such/file"], "/no/such/file cannot be read"),
+        (["--api-key-file", os.devnull], "has no API key"),
         (["--parallel", "65"], "between 1 and 64"),
         (["--parallel", "0"], "between 1 and 64"),
         (["--max-queue", "-1"], "--max-queue"),
@@ -33,3 +38,12 @@ def test_a_bad_option_is_one_sentence(arguments: list[str], words: str) -> None:
 )
 def test_clients_know_a_model_by_its_name(model: str, name: str) -> None:
     assert served_name(model) == name
+
+
+def test_a_file_of_keys_has_one_a_line_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# alice\nsk-a\n\n  sk-b  \n#sk-old\n")
+    assert read_keys(path) == ["sk-a", "sk-b"]
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_keys(path)

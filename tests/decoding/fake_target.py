@@ -27,7 +27,15 @@ class FakeTarget:
         rng = np.random.default_rng(zlib.crc32(np.asarray(seen, np.int32).tobytes()))
         return (self._spread * rng.standard_normal(VOCAB)).astype(np.float32)
 
-    def step(self, sequence: list[int], tokens: Sequence[int], rows: int, params: SamplingParams) -> Rows:
+    def step(
+        self,
+        sequence: list[int],
+        tokens: Sequence[int],
+        rows: int,
+        params: SamplingParams,
+        prompt: int = 0,
+        scored: Sequence[int] = (),
+    ) -> Rows:
         assert tokens
         assert 0 <= rows <= len(tokens)
         self.passes.append(len(tokens))
@@ -47,12 +55,22 @@ class FakeTarget:
                 repetition_penalty=params.repetition_penalty,
                 seed=params.seed,
                 logprobs=params.logprobs,
+                presence_penalty=params.presence_penalty,
+                frequency_penalty=params.frequency_penalty,
+                logit_bias=params.biases,
                 seen=before,
                 drafted=sequence[len(before) : length],
+                prompt=prompt,
             )
+            if len(ids) < len(scored):  # the first rows' tokens are known already
+                chosen = self.logprob(sequence[:length], scored[len(ids)])
             ids.append(token)
             logprobs.append(TokenLogprobs(chosen, top))
         return Rows(ids, logprobs if params.logprobs else None)
+
+    def logprob(self, prefix: Sequence[int], token: int) -> float:
+        logits = self.logits(prefix).astype(np.float64)
+        return float(logits[token] - np.log(np.exp(logits).sum()))
 
     def truncate(self, sequence: list[int], length: int) -> None:
         assert 0 <= length <= len(sequence)

@@ -235,6 +235,44 @@ def test_repetition_penalty_counts_a_token_once_and_passes_over_foreign_ids(logi
         assert got == BEST.sample(penalised, 1, **options)
 
 
+@given(
+    rows(60),
+    st.lists(st.integers(-5, 80), max_size=30),
+    st.integers(0, 30),
+    st.integers(0, 40),
+    st.dictionaries(st.integers(0, 80), st.integers(-8, 8).map(float), max_size=6),
+    st.sampled_from([(0.0, 0.0), (0.5, 0.0), (0.0, 0.25), (-1.0, 0.75)]),
+    st.sampled_from([1.0, 2.0]),
+)
+@settings(deadline=None)
+def test_penalties_count_what_was_generated_and_biases_are_added(
+    logits, text, cut, prompt, biases, penalties, repetition
+):
+    presence, frequency = penalties
+    adjusted = logits.copy()
+    for token in {t for t in text if 0 <= t < len(logits)}:
+        adjusted[token] = logits[token] * repetition if logits[token] < 0 else logits[token] / repetition
+    generated = text[prompt:]
+    for token in range(len(logits)):  # on grids of quarters and halves float32 is exact
+        count = generated.count(token)
+        adjusted[token] -= presence * (count > 0) + frequency * count
+        adjusted[token] += biases.get(token, 0)
+    for options in ({}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0}):
+        got = BEST.sample(
+            logits,
+            1,
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+            logit_bias=list(biases.items()),
+            seen=text[:cut],
+            drafted=text[cut:],
+            prompt=prompt,
+            **options,
+        )
+        assert got == BEST.sample(adjusted, 1, **options)
+
+
 def test_logprobs_are_of_the_models_own_distribution():
     logits = (4 * np.random.default_rng(8).standard_normal(3000)).astype(np.float32)
     token, chosen, top = BEST.sample(

@@ -38,6 +38,12 @@ def test_stops_become_tuples_and_a_single_string_is_one_stop():
         ("stop_ids", [-1]),
         ("stop_ids", ["a"]),
         ("logprobs", True),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", float("nan")),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {5: 101}),
+        ("logit_bias", {"5": 1.0}),
+        ("logit_bias", [5]),
         ("logprobs", -1),
     ],
 )

@@ -12,6 +12,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 SETTINGS = {
     "greedy": {},
     "sampled": {"temperature": 1.0, "seed": 7},
+    "penalised": {"temperature": 1.0, "presence_penalty": 0.5, "frequency_penalty": 0.7, "logit_bias": {7: -100}},
     "filtered": {"temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 1},
 }
 SOURCES = {

@@ -9,6 +9,7 @@ from gemma_mtp import AsyncEngine, AsyncStream, BusyError, Generation, Model, Pr
 from gemma_mtp.prompts import NINE_KINDS
 
 SAMPLED = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+PENALISED = {"temperature": 0.8, "presence_penalty": 0.5, "frequency_penalty": 0.3, "logit_bias": {107: -2.0}}
 ENDLESS = SamplingParams(max_tokens=4000, ignore_eos=True)
 
 
@@ -18,8 +19,8 @@ def requests() -> list[tuple[str, SamplingParams, int | str]]:
     return [
         (
             prompts[i % len(prompts)],
-            SamplingParams(max_tokens=4 + 3 * (i % 6), seed=i, **({} if i % 2 else SAMPLED)),
-            ["auto", "off", 3][i % 3],
+            SamplingParams(max_tokens=4 + 3 * (i % 6), seed=i, **[SAMPLED, {}, PENALISED][i % 3]),
+            ["auto", "off", 3, "auto"][i % 4],
         )
         for i in range(18)
     ]

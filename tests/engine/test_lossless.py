@@ -1,17 +1,19 @@
 """The same tokens with drafting off, on and at any depth, greedy and sampled, on the real model."""
 
+import numpy as np
 import pytest
 
 from gemma_mtp import Model, PromptError, SamplingParams, SettingsError
 from gemma_mtp.prompts import NINE_KINDS
 
 SAMPLED = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+PENALISED = {"presence_penalty": 0.5, "frequency_penalty": 0.3, "logit_bias": {107: -2.0, 236764: 1.0}}
 
 
 @pytest.mark.parametrize("kind", list(NINE_KINDS))
 def test_drafting_never_changes_the_tokens(demo: Model, kind: str) -> None:
     accepted = rejected = 0
-    for settings in ({}, {**SAMPLED, "seed": 7}):
+    for settings in ({}, {**SAMPLED, "seed": 7}, PENALISED):
         params = SamplingParams(max_tokens=32, **settings)  # type: ignore[arg-type]
         plain = demo.generate(NINE_KINDS[kind], params, draft="off")
         for draft in (1, 4, "auto"):
@@ -38,6 +40,40 @@ def test_logprobs_report_the_chosen_token_and_the_likeliest(demo: Model) -> None
     for token, row in zip(generation.tokens, generation.logprobs, strict=True):
         assert row.top[0] == (token, row.chosen)  # greedy takes the likeliest
         assert len(row.top) == 3
+
+
+def test_logprobs_of_a_prompt_are_those_of_its_logits(demo: Model) -> None:
+    prompt = demo.tokenize(NINE_KINDS["cpp"])
+    settings = {"logprobs": 2, "temperature": 1.0, "seed": 3, "repetition_penalty": 1.1}
+    scored = SamplingParams(max_tokens=12, prompt_logprobs=True, **settings)  # type: ignore[arg-type]
+    generation = demo.generate(prompt, scored)
+    assert generation.prompt_logprobs is not None
+    logits = demo.logits(prompt).astype(np.float64)[:-1]
+    logits -= logits.max(1, keepdims=True)
+    expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert [one.chosen for one in generation.prompt_logprobs] == pytest.approx(
+        [row[token] for row, token in zip(expected, prompt[1:], strict=True)], abs=1e-4
+    )
+    assert [one.top[0][0] for one in generation.prompt_logprobs] == logits.argmax(1).tolist()
+    plain = demo.generate(prompt, SamplingParams(max_tokens=12, **settings), "off")  # type: ignore[arg-type]
+    assert generation.tokens == plain.tokens
+    assert generation.logprobs == plain.logprobs
+    # What is scored after being generated has the very log probabilities that it was generated with.
+    again = demo.generate([*prompt, *plain.tokens], SamplingParams(max_tokens=0, logprobs=2, prompt_logprobs=True))
+    assert (again.tokens, again.finish_reason) == ([], "length")
+    assert again.prompt_logprobs is not None
+    assert again.prompt_logprobs[-12:] == plain.logprobs
+
+
+def test_a_prediction_is_drafted_from_and_does_not_show(demo: Model) -> None:
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=11)
+    plain = demo.generate(NINE_KINDS["story"], params, "off")
+    right = demo.generate(NINE_KINDS["story"], params, 8, prediction=plain.text)
+    wrong = demo.generate(NINE_KINDS["story"], params, 8, prediction=NINE_KINDS["facts"])
+    assert plain.tokens == right.tokens == wrong.tokens
+    assert right.stats.prompt_tokens == plain.stats.prompt_tokens
+    assert right.stats.rounds < 10  # 39 tokens at up to 9 a round, and the text need not split into tokens alike
+    assert wrong.stats.rounds > 25
 
 
 def test_a_full_context_ends_the_generation(demo: Model) -> None:

@@ -65,7 +65,11 @@ def run(scheduler: Scheduler, passes: int = 10_000) -> None:
 
 
 def mixed(count: int) -> list[Asked]:
-    settings = [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2}]
+    settings = [
+        {"presence_penalty": 0.3, "frequency_penalty": 0.4},
+        {"temperature": 1.0, "seed": 3, "logit_bias": {5: 1.5}},
+        {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2},
+    ]
     lengths = [1, 5, 700, 30]
     return [
         Asked(
@@ -147,3 +151,29 @@ def test_a_failed_pass_is_told_and_later_requests_run() -> None:
 def test_the_number_of_parallel_requests_is_checked() -> None:
     with pytest.raises(SettingsError, match="between 1 and 24"):
         Scheduler(FakeEngine(), 25)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 9])
+def test_log_probabilities_of_prompts_are_those_of_a_prompt_alone(max_tokens: int) -> None:
+    settings = {"logprobs": 2, "prompt_logprobs": True, "temperature": 1.0, "frequency_penalty": 0.5}
+    params = SamplingParams(max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+    engine = FakeEngine()
+    scheduler = Scheduler(engine, 8)
+    scored = [Asked([(i + j * j) % VOCAB for j in range(length)], params) for i, length in enumerate((1, 3, 90, 400))]
+    others = mixed(4)
+    for asked in (*scored, *others):
+        scheduler.add(asked.request)
+    run(scheduler)
+    for asked in scored:
+        prompt = list(asked.request.prompt)
+        found = asked.updates[-1].prompt_logprobs
+        assert found is not None
+        expected = [engine.logprob(prompt[: i + 1], token) for i, token in enumerate(prompt[1:])]
+        assert [one.chosen for one in found] == pytest.approx(expected)
+        assert all(len(one.top) == 2 for one in found)
+        assert asked.ends == [("length", None)]
+        plain = SamplingParams(max_tokens=9, **settings | {"prompt_logprobs": False})  # type: ignore[arg-type]
+        alone = Decoding(FakeTarget(order=2), [], prompt, plain, text=FakeText(), context=10_000)
+        list(alone)
+        assert asked.tokens == alone.tokens[:max_tokens]
+    assert all(asked.updates[-1].prompt_logprobs is None for asked in others)

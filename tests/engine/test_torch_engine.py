@@ -20,7 +20,11 @@ from ..decoding.fake_target import FakeText, OracleDrafts
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 GREEDY = SamplingParams()
-SETTINGS = {"greedy": {}, "sampled": {"temperature": 1.0, "seed": 7, "repetition_penalty": 1.2}}
+SETTINGS = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "seed": 7, "repetition_penalty": 1.2},
+    "penalised": {"temperature": 0.5, "presence_penalty": 0.5, "frequency_penalty": -0.7, "logit_bias": {9: -100}},
+}
 HEADS = {
     "model_type": "gemma_mtp_heads",
     "backbone_hidden_size": 64,

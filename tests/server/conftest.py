@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from ..scripted import write_scripted
 
-KEY = "sk-test"
+KEY, OTHER_KEY = "sk-test", "sk-other"
 
 
 class Server:
@@ -74,7 +74,10 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def chat_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model with Gemma 4's markup, which says its script by heart."""
     folder = write_scripted(tmp_path_factory.mktemp("models") / "scripted")
-    server = Server(tmp_path_factory.mktemp("server") / "log", folder, "--alias", "scripted", "--threads", 1)
+    keys = folder / "keys"
+    keys.write_text(f"# keys\n{KEY}\n{OTHER_KEY}\n")
+    options = ("--alias", "scripted", "--threads", 1, "--api-key-file", keys)
+    server = Server(tmp_path_factory.mktemp("server") / "log", folder, *options)
     yield server
     server.stop()
     assert "Traceback" not in server.log

@@ -57,8 +57,9 @@ def test_tool_choice_none_declares_no_tools(chat_server: Server) -> None:
         return chat_server.client.chat.completions.create(**ask, **more).usage.prompt_tokens  # type: ignore[call-overload]
 
     assert tokens(tools=TOOLS, tool_choice="none") == tokens() < tokens(tools=TOOLS, tool_choice="auto")
-    with pytest.raises(BadRequestError, match="tool_choice"):
-        tokens(tools=TOOLS, tool_choice="required")
+    for choice in ("required", {"type": "function", "function": {"name": "add"}}):
+        with pytest.raises(BadRequestError, match="calls cannot be enforced here: use 'auto' or 'none'"):
+            tokens(tools=TOOLS, tool_choice=choice)
 
 
 def test_log_probabilities_are_of_the_content(chat_server: Server) -> None:
@@ -73,6 +74,23 @@ def test_log_probabilities_are_of_the_content(chat_server: Server) -> None:
         assert (len(entry.top_logprobs), entry.top_logprobs[0].token) == (2, entry.token)
         assert entry.logprob == entry.top_logprobs[0].logprob
     assert (whole.message.content, whole.finish_reason) == ("Hello there", "stop")
+
+
+def test_a_prediction_makes_rounds_fewer_and_leaves_the_text(demo_server: Server) -> None:
+    ask = {"model": "demo", "messages": QUESTION, "max_tokens": 32, "seed": 5, "extra_body": {"draft": 8}}
+    create = demo_server.client.chat.completions.create
+    plain = create(**ask)  # type: ignore[call-overload]
+    text = plain.choices[0].message.content
+    for content in (text, [{"type": "text", "text": text}]):
+        predicted = create(**ask, prediction={"type": "content", "content": content})  # type: ignore[call-overload]
+        assert predicted.choices[0].message.content == text
+        assert predicted.usage.prompt_tokens == plain.usage.prompt_tokens
+        details = predicted.usage.completion_tokens_details
+        assert details.accepted_prediction_tokens > 16
+        assert details.accepted_prediction_tokens > plain.usage.completion_tokens_details.accepted_prediction_tokens
+    wrong = create(**ask, prediction={"type": "content", "content": "Nothing of the kind. " * 9})  # type: ignore[call-overload]
+    assert wrong.choices[0].message.content == text
+    assert wrong.usage.completion_tokens_details.rejected_prediction_tokens > 0
 
 
 def test_a_model_without_a_template_gets_plain_turns_and_a_line_in_the_log(demo_server: Server, demo: Model) -> None:

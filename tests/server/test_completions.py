@@ -54,6 +54,24 @@ def test_several_prompts_and_choices_come_in_order(demo_server: Server, demo: Mo
     assert [choice.text for choice in ids.choices] == expected
 
 
+def test_penalties_and_biases_give_the_same_text_however_it_is_drafted(demo_server: Server, demo: Model) -> None:
+    banned = demo.tokenize(" fox")[-1]
+    settings = {"presence_penalty": 0.4, "frequency_penalty": 0.9, "logit_bias": {banned: -100}}
+    for sampled in ({"temperature": 0}, SAMPLED):
+        params = {**sampled, **settings}
+        expected = demo.generate(PROMPT, SamplingParams(max_tokens=40, **params), "off")
+        assert banned not in expected.tokens
+        assert expected.text != demo.generate(PROMPT, SamplingParams(max_tokens=40, **sampled), "off").text
+        for penalty in settings:
+            without = SamplingParams(max_tokens=40, **{k: v for k, v in params.items() if k != penalty})
+            assert penalty == "presence_penalty" or demo.generate(PROMPT, without).tokens != expected.tokens
+        params["logit_bias"] = {str(banned): -100}
+        for draft in ("auto", "off", 4):
+            ask = {"model": "demo", "prompt": [PROMPT, "Once"], "max_tokens": 40, **params}
+            answer = demo_server.client.completions.create(**ask, extra_body={"draft": draft})
+            assert answer.choices[0].text == expected.text
+
+
 def test_stop_strings_and_log_probabilities(demo_server: Server, demo: Model) -> None:
     ask = {"model": "demo", "prompt": PROMPT, "max_tokens": 24, "temperature": 0}
     stopped = demo_server.client.completions.create(**ask, stop=["lazy"]).choices[0]
@@ -71,6 +89,46 @@ def test_stop_strings_and_log_probabilities(demo_server: Server, demo: Model) ->
     assert [offset for part in parts for offset in part.text_offset] == found.text_offset
     only_chosen = demo_server.client.completions.create(**ask, logprobs=0).choices[0].logprobs
     assert (only_chosen.token_logprobs, only_chosen.top_logprobs) == (found.token_logprobs, None)
+
+
+def test_an_echo_starts_with_the_prompt(demo_server: Server, demo: Model) -> None:
+    ask = {"model": "demo", "max_tokens": 6, "temperature": 0, "n": 2}
+    prompts = [PROMPT, "One, two,"]
+    plain = demo_server.client.completions.create(**ask, prompt=prompts).choices
+    for given in (prompts, [demo.tokenize(prompt) for prompt in prompts]):
+        echoed = demo_server.client.completions.create(**ask, prompt=given, echo=True)
+        expected = [prompts[i // 2] + choice.text for i, choice in enumerate(plain)]
+        assert [choice.text for choice in echoed.choices] == expected
+        assert echoed.usage.completion_tokens == 24
+        texts = [""] * 4
+        for chunk in demo_server.client.completions.create(**ask, prompt=given, echo=True, stream=True):
+            texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert texts == expected
+
+
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_an_echo_has_the_log_probabilities_of_the_prompt(demo_server: Server, demo: Model, max_tokens: int) -> None:
+    ids = demo.tokenize(PROMPT)
+    params = SamplingParams(max_tokens=5, logprobs=2, prompt_logprobs=True)
+    expected = demo.generate(ids, params)
+    values = [None, *(one.chosen for one in [*expected.prompt_logprobs, *expected.logprobs[:max_tokens]])]
+    ask = {"model": "demo", "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0, "logprobs": 2, "echo": True}
+    answer = demo_server.client.completions.create(**ask)
+    (choice,) = answer.choices
+    found = choice.logprobs
+    assert answer.usage.completion_tokens == max_tokens
+    assert found.token_logprobs == values
+    assert found.top_logprobs[0] is None
+    assert all(len(top) == 2 for top in found.top_logprobs[1:])
+    assert found.tokens[0] == "<bos>"
+    assert "".join(found.tokens[1:]) == choice.text
+    assert found.text_offset == [0, *(len("".join(found.tokens[1:i])) for i in range(1, len(found.tokens)))]
+    assert found.text_offset[len(ids) - 1] < len(PROMPT)
+    streamed = [chunk.choices[0] for chunk in demo_server.client.completions.create(**ask, stream=True)]
+    assert "".join(part.text for part in streamed) == choice.text
+    for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+        joined = [one for part in streamed if part.logprobs for one in getattr(part.logprobs, name)]
+        assert joined == getattr(found, name)
 
 
 def test_without_a_seed_texts_differ(demo_server: Server) -> None:

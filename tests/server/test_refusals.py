@@ -12,7 +12,7 @@ from openai import AuthenticationError, BadRequestError, NotFoundError
 from gemma_mtp import Model
 from gemma_mtp.server.schema import ChatBody
 
-from .conftest import KEY, Server
+from .conftest import KEY, OTHER_KEY, Server
 
 COMPLETION = {"prompt": "Once"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -22,15 +22,18 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
     ("more", "param", "words"),
     [
         ({"foo": 1}, "foo", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"frequency_penalty": -1}, "frequency_penalty", "not supported"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
-        ({"echo": True}, "echo", "not valid"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
+        ({"logit_bias": {"word": 1}}, "logit_bias", "valid integer"),
+        ({"logit_bias": {"300000": 1}}, None, "outside the vocabulary"),
+        ({"max_tokens": 0, "echo": True}, None, "set 'echo' and 'logprobs'"),
         ({"best_of": 2}, "best_of", "not valid"),
         ({"suffix": "end"}, "suffix", "not valid"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"temperature": "hot"}, "temperature", "valid number"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 0}, None, "set 'echo' and 'logprobs'"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"n": 99}, "n", "less than or equal to 16"),
         ({"top_p": 2}, "top_p", "less than or equal to 1"),
         ({"stop": [""]}, None, "strings that are not empty"),
@@ -78,7 +81,8 @@ def test_a_bad_parameter_of_a_completion(demo_server: Server, more: dict, param:
         ({"reasoning_effort": "high"}, "'reasoning_effort' is not supported"),
         ({"chat_template_kwargs": {"other": 1}}, "not supported"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "cannot turn it on"),
-        ({"prediction": {"type": "content", "content": "x"}}, "'prediction' is not supported"),
+        ({"prediction": {"type": "words", "content": "x"}}, "prediction.type"),
+        ({"prediction": {"type": "content", "content": [{"type": "image_url"}]}}, "prediction.content"),
     ],
     ids=str,
 )
@@ -121,6 +125,13 @@ def test_a_key_is_needed(demo_server: Server) -> None:
             answer = httpx.get(demo_server.url + path, headers=encoded)
             assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
     assert httpx.get(f"{demo_server.url}/health").status_code == 200
+
+
+def test_every_key_of_a_file_is_let_in(chat_server: Server) -> None:
+    for key in (KEY, OTHER_KEY):
+        assert chat_server.client.with_options(api_key=key).models.list().data
+    with pytest.raises(AuthenticationError, match="not one that this server knows"):
+        chat_server.client.with_options(api_key="# keys").models.list()
 
 
 def test_a_large_body_is_refused(demo_server: Server) -> None:

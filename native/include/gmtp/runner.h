@@ -6,7 +6,7 @@
 namespace gmtp {
 
 // Settings that read every logit.
-constexpr SampleParams kAllLogits{.logprobs = 1};
+inline const SampleParams kAllLogits{.logprobs = 1};
 
 // The newest tokens of a sequence, to be put into the cache.
 struct Feed {
@@ -19,7 +19,8 @@ struct Feed {
 // How the outputs of one feed are sampled. Output i decides the token after it.
 struct Choosing {
     SampleParams params;
-    std::span<const int32_t> seen;  // what the repetition penalty counts, up to and including the first output's own token
+    std::span<const int32_t> seen;  // what penalties count, up to and including the first output's own token
+    size_t prompt = 0;              // how many of these are the prompt's
 };
 
 class Runner {

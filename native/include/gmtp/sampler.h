@@ -12,6 +12,12 @@
 
 namespace gmtp {
 
+// Something to add to the logit of a token.
+struct LogitBias {
+    int32_t token;
+    float value;
+};
+
 struct SampleParams {
     float temperature = 0;          // 0: the largest logit, the lowest id on ties
     int32_t top_k = 0;              // 0: off
@@ -19,12 +25,21 @@ struct SampleParams {
     float repetition_penalty = 1;   // 1: off
     uint64_t seed = 0;
     int32_t logprobs = 0;           // how many of the likeliest tokens to report; 0: none, and no logprob of the chosen
+    float presence_penalty = 0;     // taken once from each token that was generated; 0: off
+    float frequency_penalty = 0;    // and this for each time that it was; 0: off
+    std::vector<LogitBias> biases{};
+
+    // Whether a draw depends on the tokens before it.
+    bool counts() const { return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0; }
+    // Whether it is made from other logits than the model's.
+    bool adjusts() const { return counts() || !biases.empty(); }
 };
 
-// The tokens that the repetition penalty counts as seen, in two parts so that row i of a verification pass can share the
+// The tokens before a position, which penalties count, in two parts so that row i of a verification pass can share the
 // sequence and add the i tokens drafted before it. Ids outside the vocabulary are passed over.
 struct Seen {
     std::span<const int32_t> sequence, drafted;
+    size_t prompt = 0;  // how many of the first were not generated: those count for the repetition penalty alone
 };
 
 struct TokenLogprob {
@@ -32,7 +47,7 @@ struct TokenLogprob {
     float logprob;
 };
 
-// Log probabilities are of the model's own distribution, before penalty, temperature and filters.
+// Log probabilities are of the model's own distribution, before penalties, biases, temperature and filters.
 struct Sampled {
     int32_t token = 0;
     float logprob = 0;                  // of `token`; 0 when not asked for
@@ -51,6 +66,7 @@ struct Scratch {
     std::vector<double> bands;
     std::vector<int32_t> order, seen;
     Candidates found, kept;
+    std::vector<LogitBias> added;
     std::vector<TokenLogprob> top;
 };
 
@@ -94,8 +110,9 @@ struct SamplingKernels {
 
 constexpr float kLargestNoise = 22.9f;  // no g is larger: see uniform() in kernels/sampling.cpp
 
-// Samples the token at `position` (its index in the sequence) from logits[vocab]. The order is that of transformers:
-// repetition penalty, temperature, top-k, top-p, min-p. Tokens are ranked by (logit descending, id ascending), and each
+// Samples the token at `position` (its index in the sequence) from logits[vocab]. The order is that of transformers,
+// with OpenAI's adjustments where vLLM has them: repetition penalty, presence and frequency penalty, biases, temperature,
+// top-k, top-p, min-p. Tokens are ranked by (logit descending, id ascending), and each
 // filter keeps a first part of that ranking: top-k exactly k tokens, top-p those with less than top_p of the probability
 // ranked before them, min-p those with at least min_p times the probability of the first. At least one is kept.
 // Throws InputError when no logit is finite.
