@@ -3,7 +3,7 @@
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.server.schema import MAX_STOPS, Body
@@ -11,20 +11,32 @@ from gemma_mtp.server.schema import MAX_STOPS, Body
 Cached = dict[str, Any] | None  # of `cache_control`: where a prompt may be cached, without effect on the answer
 
 
-class TextBlock(Body):
+class Said(BaseModel):
+    """A block as clients send it, or send back what a server said: what they add to it must be empty."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _check_extra(self) -> "Said":
+        for name, value in (self.model_extra or {}).items():
+            if value:
+                raise ValueError(f"Blocks with '{name}' are not supported.")
+        return self
+
+
+class TextBlock(Said):
     type: Literal["text"]
     text: str
     cache_control: Cached = None
-    citations: None = None
 
 
-class ThinkingBlock(Body):
+class ThinkingBlock(Said):
     type: Literal["thinking"]
     thinking: str
     signature: str = ""
 
 
-class ToolUseBlock(Body):
+class ToolUseBlock(Said):
     type: Literal["tool_use"]
     id: str
     name: str
@@ -32,7 +44,7 @@ class ToolUseBlock(Body):
     cache_control: Cached = None
 
 
-class ToolResultBlock(Body):
+class ToolResultBlock(Said):
     type: Literal["tool_result"]
     tool_use_id: str
     content: list[TextBlock] = Field(default_factory=list)
@@ -124,6 +136,7 @@ class CountBody(Body):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    cache_control: Cached = None
 
     @field_validator("system", mode="before")
     @classmethod

@@ -234,7 +234,7 @@ void test_split_head() {
             auto engine = [&](const Weights& w) { return Engine(w, kernels_for(isa), threads, KvType::F16, cap); };
             Engine unsplit = engine(whole), one = engine(split), two = engine(split);
             const int r = unsplit.cache->create(), s = one.cache->create(), t = two.cache->create();
-            for (const SampleParams params : {SampleParams{}, {1.5f, 1}, {1.5f, 4, 0.9f}, {1.5f, 40}, {1.5f, 128}, {0.7f}, {30.0f}, {1.0f, 0, 0.9f}, {1.0f, 200}})
+            for (const SampleParams& params : {SampleParams{}, {1.5f, 1}, {1.5f, 4, 0.9f}, {1.5f, 40}, {1.5f, 128}, {0.7f}, {30.0f}, {1.0f, 0, 0.9f}, {1.0f, 200}})
                 for (uint64_t seed : {1, 2, 3}) {
                     SampleParams own = params;
                     own.seed = seed;

@@ -166,6 +166,16 @@ def generate(
     return decoding.tokens
 
 
+def test_log_probabilities_of_a_prompt_are_those_it_is_generated_with(engine_of: Callable[[str], TorchEngine]) -> None:
+    engine = engine_of("gemma3")
+    params = SamplingParams(temperature=1.0, seed=2, logprobs=3)
+    alone, scored = engine.create(), engine.create()
+    one_by_one = [engine.step(alone, [token], 1, params) for token in TOKENS[:12]]
+    # What was sampled after each token is given as what follows it.
+    together = engine.step(scored, TOKENS[:12], 12, params, 12, [rows.tokens[0] for rows in one_by_one])
+    assert together.logprobs == [row for rows in one_by_one for row in rows.logprobs or ()]
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("kind", ["gemma3", "E4B", "26B-A4B"])
 def test_drafting_never_changes_the_tokens(engine_of: Callable, tmp_path: Path, kind: str, settings: str) -> None:

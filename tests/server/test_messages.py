@@ -4,11 +4,15 @@ import json
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gemma_mtp import Model, SamplingParams
+from gemma_mtp.server.messages import MessagesBody
 
 from ..scripted import ANSWER, CALL, REASONING
 from .conftest import KEY, Server
+from .test_refusals import ODD
 
 QUESTION = [{"role": "user", "content": "Say it."}]
 TOOLS = [{"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}]
@@ -95,7 +99,8 @@ def test_a_tools_result_goes_back(chat_server: Server) -> None:
     first = create(chat_server, **ASK, tools=TOOLS)
     call = first["content"][-1]
     result = {"type": "tool_result", "tool_use_id": call["id"], "content": [{"type": "text", "text": "3"}]}
-    turns = [*QUESTION, {"role": "assistant", "content": first["content"]}, {"role": "user", "content": [result]}]
+    said = [block | {"citations": None, "caller": None} for block in first["content"]]  # as the client dumps them
+    turns = [*QUESTION, {"role": "assistant", "content": said}, {"role": "user", "content": [result]}]
     again = create(chat_server, **ASK | {"messages": turns}, tools=TOOLS)
     assert again["content"][0] == {"type": "text", "text": ANSWER}
     assert again["usage"]["input_tokens"] > first["usage"]["input_tokens"]
@@ -121,9 +126,9 @@ def test_how_an_answer_ended(
 
 
 def test_the_answer_is_the_models_and_does_not_depend_on_drafting(demo_server: Server, demo: Model) -> None:
-    settings = {"temperature": 0.8, "top_p": 0.9, "top_k": 50, "seed": 3}
+    sampled = {"temperature": 0.8, "top_p": 0.9, "top_k": 50, "seed": 3}
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi, hi, hi"}]
-    expected = demo.generate(turns, SamplingParams(max_tokens=24, **settings), "off")  # type: ignore[arg-type]
+    expected = demo.generate(turns, SamplingParams(max_tokens=24, **sampled), "off")  # type: ignore[arg-type]
     for draft in ("auto", "off", 4):
         message = create(
             demo_server,
@@ -132,7 +137,7 @@ def test_the_answer_is_the_models_and_does_not_depend_on_drafting(demo_server: S
             messages=[{"role": "user", "content": [{"type": "text", "text": "Hi, hi, hi"}]}],
             max_tokens=24,
             draft=draft,
-            **settings,
+            **sampled,
         )
         assert "".join(block["text"] for block in message["content"]) == expected.text
         assert message["usage"]["input_tokens"] == expected.stats.prompt_tokens
@@ -149,6 +154,7 @@ def test_the_answer_is_the_models_and_does_not_depend_on_drafting(demo_server: S
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "no place for a block"),
+        ({"system": [{"type": "text", "text": "x", "citations": [{}]}]}, "'citations' are not supported"),
         ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "calls cannot be enforced"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "'adaptive'"),
@@ -173,3 +179,27 @@ def test_keys_and_models_and_methods(chat_server: Server) -> None:
     assert kind(json=ASK) == kind(json=ASK, headers={"x-api-key": "no"}) == (401, "authentication_error")
     assert kind(json=ASK | {"model": "claude"}, headers={"x-api-key": KEY}) == (404, "not_found_error")
     assert chat_server.http.get("/v1/messages").json()["error"]["type"] == "invalid_request_error"
+
+
+BLOCK = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "tool_use", "tool_result", "thinking", "image"])},
+    optional=dict.fromkeys(("text", "id", "name", "input", "tool_use_id", "content", "thinking", "is_error"), ODD),
+)
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.lists(BLOCK) | ODD})
+PARAMETERS = sorted(set(MessagesBody.model_fields) - {"messages"})
+
+
+@given(st.lists(MESSAGE, max_size=3) | ODD, st.dictionaries(st.sampled_from([*PARAMETERS, "other"]), ODD, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_whatever_is_asked_is_answered_or_refused(chat_server: Server, messages: object, more: dict) -> None:
+    turns = [*messages, *QUESTION] if isinstance(messages, list) else messages
+    body = json.dumps({"messages": turns, "max_tokens": 3} | more)
+    headers = {"Content-Type": "application/json"}
+    answer = chat_server.http.post("/v1/messages", content=body, headers=headers)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+    elif more.get("stream"):
+        assert answer.text.endswith('data: {"type": "message_stop"}\n\n')
+    else:
+        assert answer.json()["stop_reason"]
