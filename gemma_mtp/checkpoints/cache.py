@@ -91,6 +91,8 @@ def _key(checkpoint: Checkpoint, dtype: Dtype) -> str:
 def _make_room(folder: Path, size: int, path: Path) -> None:
     """Removes what must go before a file of `size` bytes comes. Raises CheckpointError where there is no room."""
     folder.mkdir(parents=True, exist_ok=True)
+    if size > MOST_BYTES or size > shutil.disk_usage(folder).free:
+        raise CheckpointError(f"{folder} has no room for the {size / 1e6:,.0f} MB of {path.name}.")
     kept = []
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process makes room too
@@ -107,5 +109,3 @@ def _make_room(folder: Path, size: int, path: Path) -> None:
         _log.info("%s is removed to make room for other packed weights.", file)
         file.unlink(missing_ok=True)
         total -= length
-    if size > MOST_BYTES or size > shutil.disk_usage(folder).free:
-        raise CheckpointError(f"{folder} has no room for the {size / 1e6:,.0f} MB of {path.name}.")

@@ -52,6 +52,7 @@ def serve(
     threads: options.Threads = None,
     ctx: options.Context = None,
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
 ) -> None:
     """Serve a model to OpenAI clients: chat and text completions, with multi-token prediction.
 
@@ -73,7 +74,7 @@ def serve(
 
     from gemma_mtp import AsyncEngine, Model
 
-    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype)
+    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, cache=cache)
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=max_queue)
     app = create_app(engine, alias or served_name(name), keys=[api_key.strip()] if api_key else (), max_body=max_body)
     settings = uvicorn.Config(
