@@ -7,10 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_mtp.checkpoints.cache import cached_matrices
 from gemma_mtp.checkpoints.compact import open_drafter
 from gemma_mtp.checkpoints.hub import find_assistant, resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.checkpoints.quantization import DTYPES, Dtype
+from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, ModelConfig
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.errors import CheckpointError, PairError, SettingsError
@@ -18,6 +20,7 @@ from gemma_mtp.text.chat import ChatTemplate
 from gemma_mtp.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
+CACHE_VARIABLE = "GEMMA_MTP_CACHE"
 BYTES_A_THREAD = 16 << 20
 """Less than this a thread reads in less time than threads take to wait for each other, above all on a busy machine."""
 
@@ -35,6 +38,7 @@ class Settings:
     drafter_dtype: str | None = None
     isa: str = "auto"
     device: str = "auto"
+    cache: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,18 @@ def _engine(
             raise SettingsError(f"The native backend runs on the CPU, not on '{settings.device}': use --backend torch.")
         dtype = _dtype(settings.dtype)
         drafter_dtype = _dtype(settings.drafter_dtype or ("f32" if dtype == "f32" else None))
-        engine = Engine(config, target.weights, threads=threads, context=context, dtype=dtype, isa=settings.isa)
+        engine = Engine(
+            config,
+            target.weights,
+            threads=threads,
+            context=context,
+            dtype=dtype,
+            isa=settings.isa,
+            packed=_packed(target, dtype, threads, settings),
+        )
         if assistant and drafter:
-            engine.attach(drafter, assistant.weights, drafter_dtype)
+            packed = _packed(assistant, drafter_dtype, threads, settings)
+            engine.attach(drafter, assistant.weights, drafter_dtype, packed)
         return engine
     if settings.backend != "torch":
         raise SettingsError(f"There is no backend '{settings.backend}': use native or torch.")
@@ -109,6 +122,24 @@ def _engine(
     if assistant and drafter:
         run_by_torch.attach(drafter, assistant.weights, settings.drafter_dtype)
     return run_by_torch
+
+
+def _packed(checkpoint: Checkpoint, dtype: Dtype, threads: int, settings: Settings) -> dict[str, TensorInfo]:
+    """What the cache holds of a checkpoint, if it is used."""
+    if checkpoint.packed and dtype != "as-is":
+        raise SettingsError(
+            f"{checkpoint.path} is packed and runs with the types it has: for {dtype} give the checkpoint it is of."
+        )
+    return cached_matrices(checkpoint, dtype, threads) if _uses_cache(settings) else {}
+
+
+def _uses_cache(settings: Settings) -> bool:
+    if settings.cache is not None:
+        return settings.cache
+    asked = os.environ.get(CACHE_VARIABLE, "off").lower()
+    if asked not in ("on", "off"):
+        raise SettingsError(f"The variable {CACHE_VARIABLE} is '{asked}': it must be on or off.")
+    return asked == "on"
 
 
 def _dtype(asked: str | None) -> Dtype:

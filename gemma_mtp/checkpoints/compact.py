@@ -25,6 +25,7 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.load import PROJECTION, Checkpoint, is_compact, open_checkpoint
 from gemma_mtp.checkpoints.names import file_name, name_weights
+from gemma_mtp.checkpoints.packing import read_rows
 from gemma_mtp.checkpoints.quantization import Fitting
 from gemma_mtp.checkpoints.safetensors import open_folder
 from gemma_mtp.checkpoints.tensors import TensorInfo
@@ -85,17 +86,14 @@ def _embedding(name: str, projection: TensorInfo, source: TensorInfo, cache: Pat
 def _rows(projection: TensorInfo, source: TensorInfo, kind: str) -> Iterator[NDArray[np.uint8]]:
     factor = _native.dequantize(projection.type, projection.data, int(np.prod(projection.shape)))
     across = factor.reshape(projection.shape).T
-    rows, cols = source.shape
-    row_bytes = _native.file_row_bytes(source.type, cols)
+    rows = source.shape[0]
     pool = _native.ThreadPool(os.cpu_count() or 1)
     with progress_bar("Preparing the drafter (once)", rows) as advance:
         for first in range(0, rows, _SLAB):
             count = min(_SLAB, rows - first)
-            data = source.data[first * row_bytes : (first + count) * row_bytes]
-            values = _native.dequantize(source.type, data, count * cols).reshape(count, cols) @ across
+            values = read_rows(source, first, count) @ across
             try:
                 yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
             except _native.InputError as fault:
                 raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
-            source.file.release(source.offset + first * row_bytes, data.nbytes)
             advance(count)

@@ -1,7 +1,8 @@
-"""Converts a checkpoint of any supported format to GGUF, as llama.cpp reads it."""
+"""Converts a checkpoint of any supported format to GGUF, as llama.cpp reads it, or packs it for the kernels."""
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections import Counter
@@ -18,15 +19,19 @@ from gemma_mtp.checkpoints.compact import open_drafter
 from gemma_mtp.checkpoints.files import written_whole
 from gemma_mtp.checkpoints.gguf_keys import architecture, keys_from_config, rope_freqs
 from gemma_mtp.checkpoints.gguf_tokenizer import keys_from_tokenizer
-from gemma_mtp.checkpoints.gguf_writer import OutTensor, write_gguf
+from gemma_mtp.checkpoints.gguf_writer import OutTensor, write_gguf, write_gguf_to
 from gemma_mtp.checkpoints.keys import Keys, read_json
 from gemma_mtp.checkpoints.load import Checkpoint, centroids_path, open_checkpoint
 from gemma_mtp.checkpoints.names import file_name
+from gemma_mtp.checkpoints.packed import write_packed
 from gemma_mtp.checkpoints.quantization import Fitting
 from gemma_mtp.checkpoints.safetensors import write_safetensors
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import DrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError
+
+PACKED = "packed"
+"""What `convert --type` takes for a packed checkpoint."""
 
 _SLAB = 1 << 22  # values converted at a time
 _CENTROIDS = ("centroids", "token_ordering")  # they go beside the file
@@ -43,25 +48,34 @@ _log = logging.getLogger("gemma_mtp")
 def convert(
     source: Path, out: Path, kind: str | None = None, force: bool = False, target: Path | None = None
 ) -> list[Path]:
-    """Writes the checkpoint at `source` as a GGUF file, and returns the files written.
+    """Writes the checkpoint at `source` as a GGUF file or packed, and returns the files written.
 
-    kind: a type of quantization.TYPES for all matrices (but routers, which stay float32 like vectors), or None to keep
-    each one's. A drafter's centroid head goes into a file of its own. force: replace files that are there. target: of a
-    compact drafter, to make its embedding from. Raises CheckpointError, and then leaves nothing half written.
+    kind: a type of quantization.TYPES for all matrices (but routers, which stay float32 like vectors), None to keep
+    each one's, or PACKED for a packed checkpoint, which keeps them too. In GGUF a drafter's centroid head goes into a
+    file of its own. force: replace files that are there. target: of a compact drafter, to make its embedding from.
+    Raises CheckpointError, and then leaves nothing half written.
     """
     checkpoint = open_drafter(source, open_checkpoint(target)) if target else open_checkpoint(source)
     config = checkpoint.config
+    if checkpoint.packed:
+        raise CheckpointError(f"{source} is packed already: convert the checkpoint it was made of.")
     if isinstance(config, HeadsConfig):
         raise CheckpointError(f"{source} holds parallel heads, for which GGUF has no form.")
     if not out.absolute().parent.is_dir():
         raise CheckpointError(f"{out} cannot be written: its folder does not exist.")
-    companion = centroids_path(out) if isinstance(config, DrafterConfig) else None
+    packed = kind == PACKED
+    companion = centroids_path(out) if isinstance(config, DrafterConfig) and not packed else None
     for path in (out, companion):
         if path is not None and path.exists() and not force:
             raise CheckpointError(f"{path} exists already: use --force to replace it.")
     if skipped := checkpoint.skipped:
         _log.warning("%s %s", checkpoint.path, skipped)
     pool = _native.ThreadPool(os.cpu_count() or 1)
+    if packed:
+        header = io.BytesIO()
+        write_gguf_to(header, _metadata(checkpoint, config), [*_rotation(config)])
+        write_packed(out, checkpoint.weights, config, header.getvalue(), pool)
+        return [out]
     tensors = [*_rotation(config), *_matrices_and_vectors(checkpoint, Fitting(kind) if kind else None, pool)]
     values: Counter[str] = Counter()
     for tensor in tensors:

@@ -60,20 +60,29 @@ def part_names(name: str) -> list[str]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     file = MappedFile(path)
+    return parse_gguf(file, 0, len(file.bytes))
+
+
+def parse_gguf(file: MappedFile, start: int, length: int) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """The metadata and the tensors of a GGUF file that lies in another, at [start, start + length).
+
+    Raises CheckpointError.
+    """
+    data = file.bytes[start : start + length]
     try:
-        raw_metadata, raw_tensors = read_gguf(file.bytes)
+        raw_metadata, raw_tensors = read_gguf(data)
     except InputError as fault:
-        raise CheckpointError(f"{path} {fault}.") from None
-    metadata = {key: _view(file, *value) if isinstance(value, tuple) else value for key, value in raw_metadata.items()}
+        raise CheckpointError(f"{file.path} {fault}.") from None
+    metadata = {key: _view(data, *value) if isinstance(value, tuple) else value for key, value in raw_metadata.items()}
     tensors = {
-        name: TensorInfo(name, shape, kind, file.bytes[offset : offset + size], offset, file)
+        name: TensorInfo(name, shape, kind, data[offset : offset + size], start + offset, file)
         for name, (kind, shape, offset, size) in raw_tensors.items()
     }
     return metadata, tensors
 
 
-def _view(file: MappedFile, dtype: str, count: int, offset: int) -> np.ndarray:
-    return file.bytes[offset : offset + count * np.dtype(dtype).itemsize].view(dtype)
+def _view(data: np.ndarray, dtype: str, count: int, offset: int) -> np.ndarray:
+    return data[offset : offset + count * np.dtype(dtype).itemsize].view(dtype)
 
 
 def _read_parts(parts: list[Path]) -> tuple[dict[str, Any], dict[str, TensorInfo]]:

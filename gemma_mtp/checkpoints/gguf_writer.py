@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,13 @@ class OutTensor:
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[OutTensor]) -> None:
-    """Writes a file that is there whole or not at all. Raises CheckpointError.
+    """Writes a file that is there whole or not at all. Raises CheckpointError."""
+    with written_whole(path) as out:
+        write_gguf_to(out, metadata, tensors)
+
+
+def write_gguf_to(out: BinaryIO, metadata: Mapping[str, Any], tensors: Sequence[OutTensor]) -> None:
+    """Writes what a file holds.
 
     Whole numbers become uint32 (int32 below zero, 64 bits where they need it) and other numbers float32, as llama.cpp
     wants them; numpy arrays keep their type, and sequences are taken to be of str.
@@ -56,14 +62,13 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[OutTen
         header.append(struct.pack("<IQ", _TENSOR_TYPES[tensor.type], offset))
         offset += tensor.nbytes + _padding(tensor.nbytes)
     start = b"".join(header)
-    with written_whole(path) as out:
-        out.write(start + bytes(_padding(len(start))))
-        for tensor in tensors:
-            written = 0
-            for chunk in tensor.chunks():
-                written += out.write(chunk.data)
-            assert written == tensor.nbytes, tensor.name
-            out.write(bytes(_padding(written)))
+    out.write(start + bytes(_padding(len(start))))
+    for tensor in tensors:
+        written = 0
+        for chunk in tensor.chunks():
+            written += out.write(chunk.data)
+        assert written == tensor.nbytes, tensor.name
+        out.write(bytes(_padding(written)))
 
 
 def _padding(size: int) -> int:

@@ -14,6 +14,7 @@ from gemma_mtp.checkpoints.gguf_config import config_from_gguf
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.names import is_encoder, name_weights
+from gemma_mtp.checkpoints.packed import check_layouts, is_packed, open_packed
 from gemma_mtp.checkpoints.safetensors import open_folder, open_safetensors
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyConfig, ModelConfig
@@ -28,7 +29,8 @@ class Checkpoint:
     """An open checkpoint.
 
     `weights` holds exactly those that `names.weight_shapes(config)` lists, norms with the factor they multiply by.
-    `ignored` names tensors that text does not need. `metadata` is that of a GGUF file, None for a folder.
+    `ignored` names tensors that text does not need. `metadata` is that of a GGUF file, or what a packed checkpoint has
+    in its place; None for a folder.
     """
 
     path: Path
@@ -38,6 +40,11 @@ class Checkpoint:
     metadata: Mapping[str, Any] | None
 
     @property
+    def packed(self) -> bool:
+        """Whether its matrices lie packed in their file (checkpoints/packed.py), for the native backend alone."""
+        return any(tensor.layout != "rows" for tensor in self.weights.values())
+
+    @property
     def skipped(self) -> str | None:
         """Of a multimodal checkpoint, what is left aside, as the end of a sentence about it."""
         encoders = [name for name in self.ignored if is_encoder(name)]
@@ -45,7 +52,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a GGUF file (or the only one of a folder), or a folder as Hugging Face has it. Raises CheckpointError."""
+    """Opens a GGUF file (or the only one of a folder), a packed one, or a folder as Hugging Face has it.
+
+    Raises CheckpointError.
+    """
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path)
     if is_compact(path):
@@ -62,6 +72,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if isinstance(config, ModelConfig) and config.family == "gemma3":
             weights = {name: _plus_one(info) if name.endswith("norm") else info for name, info in weights.items()}
         return Checkpoint(path, config, weights, named.ignored, None)
+    if is_packed(path):
+        metadata, tensors = open_packed(path)
+        config = config_from_gguf(metadata, tensors, path)
+        named = name_weights(config, tensors, "gguf", path)
+        check_layouts(path, config, named.weights)
+        return Checkpoint(path, config, named.weights, named.ignored, metadata)
     file = GGUF.open(path)
     tensors = file.tensors
     companion = centroids_path(file.path)

@@ -42,6 +42,11 @@ def open_folder(folder: Path) -> dict[str, TensorInfo]:
 
 def open_safetensors(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one file by name. Raises CheckpointError."""
+    return read_safetensors(path)[0]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Mapping[str, Any]]:
+    """The tensors of one file by name, and its metadata. Raises CheckpointError."""
     file = MappedFile(path)
     if len(file.bytes) < 8:
         raise CheckpointError(f"{path} ends in the middle of its header.")
@@ -50,22 +55,34 @@ def open_safetensors(path: Path) -> dict[str, TensorInfo]:
     if length > _MAX_HEADER or start > len(file.bytes):
         raise CheckpointError(f"{path} claims a header of {length} bytes, which it does not have.")
     header = parse_json(file.bytes[8:start].tobytes(), path)
-    header.pop("__metadata__", None)
-    return {name: _tensor(file, start, name, entry) for name, entry in header.items()}
+    metadata = header.pop("__metadata__", None)
+    tensors = {name: _tensor(file, start, name, entry) for name, entry in header.items()}
+    return tensors, metadata if isinstance(metadata, Mapping) else {}
 
 
 def write_safetensors(out: BinaryIO, tensors: Mapping[str, TensorInfo]) -> None:
     """Writes tensors of types that the format has, under the names given."""
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
-        span = [offset, offset + tensor.nbytes]
-        header[name] = {"dtype": tensor.type, "shape": list(tensor.shape), "data_offsets": span}
-        offset += tensor.nbytes
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    out.write(len(encoded).to_bytes(8, "little") + encoded)
+    out.write(encode_safetensors({name: (tensor.type, tensor.shape) for name, tensor in tensors.items()}))
     for tensor in tensors.values():
         out.write(tensor.data.data)
+
+
+def encode_safetensors(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None, alignment: int = 8
+) -> bytes:
+    """What comes before the tensors' bytes in a file of tensors (type, shape), filled up to a multiple of `alignment`.
+
+    Their bytes follow in the same order, without gaps.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (kind, shape) in tensors.items():
+        end = offset + math.prod(shape) * _TYPE_BYTES[kind]
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-(8 + len(encoded)) % alignment)
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> TensorInfo:
@@ -75,7 +92,7 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> TensorInfo:
     kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(kind, str) or kind not in _TYPE_BYTES:
         raise fault
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    if not are_sizes(shape) or not are_sizes(offsets) or len(offsets) != 2:
         raise fault
     begin, end = offsets
     if begin > end or end - begin != math.prod(shape) * _TYPE_BYTES[kind]:
@@ -85,7 +102,7 @@ def _tensor(file: MappedFile, start: int, name: str, entry: Any) -> TensorInfo:
     return TensorInfo(name, tuple(shape), kind, file.bytes[start + begin : start + end], start + begin, file)
 
 
-def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+def are_sizes(values: Any) -> TypeGuard[list[int]]:
     """Whether a list of JSON is one of a few lengths or offsets."""
     return (
         isinstance(values, list)

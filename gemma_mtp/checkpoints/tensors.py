@@ -6,15 +6,22 @@ import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp.errors import CheckpointError
 
+Layout = Literal["rows", "packed", "split", "by centroid"]
+"""How a matrix lies in its file: row after row; in the groups of native/include/gmtp/matrix.h; in those of its high and
+of its low part and a table of errors (head.h); in groups whose rows are in the order of `packing.centroid_rows`."""
+
 
 class MappedFile:
     """A file as read-only memory: `bytes` is uint8 [size], read from disk page by page as it is touched.
+
+    `modified`: when it had changed last as it was opened, in nanoseconds.
 
     The mapping lives as long as a view of it. A file that another program cuts short meanwhile ends this process with a
     bus error when a lost page is read: replace checkpoints by renaming, as `pull` and `convert` do, never in place.
@@ -23,7 +30,8 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         try:
             with open(path, "rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
+                stat = os.fstat(file.fileno())
+                if stat.st_size == 0:
                     raise CheckpointError(f"{path} is empty.")
                 self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
@@ -33,6 +41,7 @@ class MappedFile:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
         self.path = path
+        self.modified = stat.st_mtime_ns
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._mapping, np.uint8)
 
     def release(self, start: int, length: int) -> None:
@@ -58,6 +67,7 @@ class TensorInfo:
 
     `shape` has the outputs first, as numpy and PyTorch have it: [rows, columns] of a weight matrix, a row being stored
     whole. `type` is the name GGUF gives the element type ("F32", "BF16", "Q4_K"). `data` is uint8 [nbytes], read-only.
+    A matrix of a `layout` other than "rows" is packed: only checkpoints/packing.py reads its data.
     """
 
     name: str
@@ -66,6 +76,7 @@ class TensorInfo:
     data: NDArray[np.uint8] = field(repr=False)
     offset: int
     file: MappedFile = field(repr=False)
+    layout: Layout = "rows"
 
     @property
     def nbytes(self) -> int:

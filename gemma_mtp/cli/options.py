@@ -48,6 +48,15 @@ DrafterDtype = Annotated[
     str | None,
     typer.Option("--drafter-dtype", metavar="TYPE", help="The same for the drafter.", show_default=False),
 ]
+Cache = Annotated[
+    bool | None,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep the weights as the kernels read them in the user's cache folder, so that the next start is quicker; "
+        "by default as GEMMA_MTP_CACHE says (on or off).",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w./-]+)?")

@@ -64,6 +64,7 @@ def run(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     drafter_dtype: options.DrafterDtype = None,
+    cache: options.Cache = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -97,6 +98,7 @@ def run(
         dtype=dtype,
         drafter_dtype=drafter_dtype,
         device=device,
+        cache=cache,
     )
     chat = loaded.has_chat_template and not raw
     if not chat and (system is not None or thinking or tools):

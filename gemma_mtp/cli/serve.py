@@ -61,6 +61,7 @@ def serve(
     threads: options.Threads = None,
     ctx: options.Context = None,
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
 ) -> None:
     """Serve a model to OpenAI clients: chat and text completions, with multi-token prediction.
 
@@ -82,7 +83,7 @@ def serve(
 
     from gemma_mtp import AsyncEngine, Model
 
-    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype)
+    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, cache=cache)
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=max_queue)
     app = create_app(engine, alias or served_name(name), keys=keys, max_body=max_body)
     settings = uvicorn.Config(

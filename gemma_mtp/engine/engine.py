@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.packing import Packer, uses_of
 from gemma_mtp.checkpoints.quantization import Dtype
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
@@ -43,6 +44,7 @@ class Engine:
 
     threads: of a pass; context: the most tokens a sequence may hold; isa: the instruction-set build, "auto" the best.
     split_head: read an output embedding of Q8_0 in two parts (docs/decisions/0004-split-head.md): the same tokens.
+    packed: matrices that lie packed with that dtype already, in place of the tensors' (checkpoints/cache.py).
     """
 
     max_depth = MAX_DEPTH
@@ -58,14 +60,15 @@ class Engine:
         dtype: Dtype = "as-is",
         isa: str = "auto",
         split_head: bool = True,
+        packed: Mapping[str, TensorInfo] | None = None,
     ):
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
         self._pool = _native.ThreadPool(threads)
-        head = "embed" if config.tied_embedding else "lm_head"
+        uses = uses_of(config)
         self._split_head = split_head
-        heads = {head} if split_head else ()
-        self.weights = NativeWeights(tensors, self._pool, dtype, heads, {"ple_embed", "embed"} - {head})
+        packer = Packer(self._pool, dtype, uses.heads if split_head else ())
+        self.weights = NativeWeights({**tensors, **(packed or {})}, packer, uses.looked_up)
         self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
         with _refusing():
             decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
@@ -74,7 +77,13 @@ class Engine:
         self._runner = _native.Runner(self.plan, self.cache, decoded.logits, decoded.hidden, config.vocab)
         self.drafter: _native.Drafter | None = None
 
-    def attach(self, config: AnyDrafterConfig, tensors: Mapping[str, TensorInfo], dtype: Dtype = "as-is") -> None:
+    def attach(
+        self,
+        config: AnyDrafterConfig,
+        tensors: Mapping[str, TensorInfo],
+        dtype: Dtype = "as-is",
+        packed: Mapping[str, TensorInfo] | None = None,
+    ) -> None:
         """Adds a drafter, whose precision is its own. Raises PairError when it does not belong to the target."""
         config.check_target(self.config)
         plan = _native.Plan(self._pool, self._isa, 1, 1)
@@ -84,9 +93,9 @@ class Engine:
             looked_up.add("target_embed")
         else:
             shared["target_embed"] = self.weights.matrix(embed)
-        tensors = {**tensors, "target_embed": self._tensors[embed]}
-        heads = {"embed"} if self._split_head else ()
-        ops = NativeOps(plan, NativeWeights(tensors, self._pool, dtype, heads, looked_up, shared), config.eps)
+        tensors = {**tensors, **(packed or {}), "target_embed": self._tensors[embed]}
+        packer = Packer(self._pool, dtype, uses_of(config).heads if self._split_head else ())
+        ops = NativeOps(plan, NativeWeights(tensors, packer, looked_up, shared), config.eps)
         with _refusing():
             if isinstance(config, DrafterConfig):
                 step = draft_step(ops, config, self.config)

@@ -1,44 +1,35 @@
 """The native executor: records ops into a plan that C++ runs with no Python in it."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
-from gemma_mtp.checkpoints.quantization import Dtype, Fitting
-from gemma_mtp.checkpoints.tensors import TensorInfo, token_ordering
+from gemma_mtp.checkpoints.packing import Packer, centroid_rows
+from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import LayerConfig, RopeConfig
-from gemma_mtp.errors import CheckpointError
 
-_GROUP = 16  # rows of a matrix that lie together
+_ANGLES = 16  # turned in one step of a kernel
 
 
 class NativeWeights:
     """A checkpoint's weights as the kernels read them, packed when they are first asked for.
 
-    dtype: "as-is" keeps the file's quantisation, "f32" makes every weight float32, and any other type is what matrices
-    but routers are quantised to on their way into memory (where their width fits: see checkpoints/quantization.py).
-    heads: output embeddings, which in Q8_0 are packed in two parts. looked_up: matrices of which only single rows are
-    read, which stay in their file. shared: matrices that another model has packed already, by the name they have here.
+    packer: what packs them. looked_up: matrices of which only single rows are read, which stay in their file. shared:
+    matrices that another model has packed already, by the name they have here.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, TensorInfo],
-        pool: _native.ThreadPool,
-        dtype: Dtype,
-        heads: Collection[str] = (),
+        packer: Packer,
         looked_up: Collection[str] = (),
         shared: Mapping[str, _native.Weight] | None = None,
     ):
-        self._tensors, self._pool, self._dtype = tensors, pool, dtype
-        self._heads, self._looked_up = heads, looked_up
-        self._fitting = None if dtype in ("as-is", "f32") else Fitting(dtype)
+        self._tensors, self._packer, self._looked_up = tensors, packer, looked_up
         self._matrices = dict(shared or {})
-        self._own: list[_native.Weight] = []
 
     def matrix(self, name: str) -> _native.Weight:
         """A weight [outputs, inputs], or [experts, outputs, inputs] with the experts below each other.
@@ -46,29 +37,14 @@ class NativeWeights:
         Raises CheckpointError where it cannot be quantised.
         """
         if name not in self._matrices:
-            tensor = self._tensors[name]
-            rows, cols = math.prod(tensor.shape[:-1]), tensor.shape[-1]
-            kind = self._type_of(tensor, cols, exact=name.endswith(".router"))
-            if name in self._heads and tensor.type == kind == "Q8_0" and rows % 16 == 0:
-                weight = _native.Weight.pack_head(tensor.data, rows, cols, self._pool, partial(_release, tensor))
-                self._own.append(weight)
-            else:
-                weight = self._pack(tensor, tensor.data, rows, kind, partial(_release, tensor))
-            self._matrices[name] = weight
+            self._matrices[name] = self._packer.matrix(name, self._tensors[name])
         return self._matrices[name]
 
     def by_centroid(self, name: str, ordering: str, count: int) -> tuple[_native.Weight, list[int]]:
         """The rows of a matrix [vocab, inputs] centroid by centroid, each filled up to a multiple of 16, and the token
         of every row, -1 for one that only fills up. `ordering` names the tokens [vocab] in that order."""
-        tensor = self._tensors[name]
-        vocab = tensor.shape[0]
-        per = vocab // count
-        tokens = np.full((count, -(-per // _GROUP) * _GROUP), -1)
-        tokens[:, :per] = token_ordering(self._tensors[ordering]).reshape(count, per)
-        rows = tensor.data.reshape(vocab, -1)[np.maximum(tokens, 0).reshape(-1)]
-        kind = self._type_of(tensor, tensor.shape[-1])
-        packed = self._pack(tensor, rows.reshape(-1), tokens.size, kind, lambda *_: None)
-        return packed, tokens.reshape(-1).tolist()
+        tokens = centroid_rows(self._tensors[ordering], count)
+        return self._packer.by_centroid(self._tensors[name], tokens), tokens.reshape(-1).tolist()
 
     def table(self, name: str) -> _native.Table:
         """A weight whose rows are looked up one at a time."""
@@ -79,38 +55,7 @@ class NativeWeights:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         tensor = self._tensors[name]
-        return _floats(tensor.type, tensor.data, math.prod(tensor.shape))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrices packed here."""
-        return sum(matrix.nbytes for matrix in self._own)
-
-    def _type_of(self, tensor: TensorInfo, cols: int, exact: bool = False) -> str:
-        """The type that a matrix has in memory."""
-        if self._dtype == "f32":
-            return "F32"
-        return self._fitting.type_of(cols) if self._fitting and not exact else tensor.type
-
-    def _pack(
-        self, tensor: TensorInfo, data: NDArray[np.uint8], rows: int, kind: str, done: Callable[[int, int], None]
-    ) -> _native.Weight:
-        try:
-            weight = _native.Weight.convert(tensor.type, kind, data, rows, tensor.shape[-1], self._pool, done)
-        except _native.InputError as fault:
-            raise CheckpointError(
-                f"{tensor.file.path} has the tensor '{tensor.name}' that cannot become {kind}: {fault}."
-            ) from None
-        self._own.append(weight)
-        return weight
-
-
-def _floats(kind: str, data: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
-    return _native.dequantize(kind, data, count).reshape(-1)
-
-
-def _release(tensor: TensorInfo, begin: int, end: int) -> None:
-    tensor.file.release(tensor.offset + begin, end - begin)
+        return _native.dequantize(tensor.type, tensor.data, math.prod(tensor.shape)).reshape(-1)
 
 
 class NativeOps:
@@ -199,7 +144,7 @@ class NativeOps:
         if key not in self._ropes:
             exponents = np.arange(0, 2 * rope.pairs, 2, dtype=np.float32) / np.float32(head_dim)
             frequencies = np.float32(1) / np.power(np.float32(rope.theta), exponents, dtype=np.float32)
-            pairs = -(-rope.pairs // _GROUP) * _GROUP  # the kernel's step: pairs turned by 0 stay as they are
+            pairs = -(-rope.pairs // _ANGLES) * _ANGLES  # pairs turned by 0 stay as they are
             padded = np.pad(frequencies / np.float32(rope.factor), (0, pairs - rope.pairs))
             self._ropes[key] = self._plan.rope(padded.tolist())
         return self._ropes[key]

@@ -20,6 +20,7 @@ from torch import Tensor
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import LayerConfig, RopeConfig
+from gemma_mtp.errors import CheckpointError
 
 FIXED_ROWS = 16
 """How many rows every pass has whose results must not depend on the rows beside them."""
@@ -75,6 +76,8 @@ class TorchWeights:
         return torch.from_numpy(values.reshape(len(tokens), width)).to(self.device)
 
     def _load(self, info: TensorInfo) -> Tensor:
+        if info.layout != "rows":
+            raise CheckpointError(f"{info.file.path} is packed for the native backend: give the checkpoint it is of.")
         if info.type in _PLAIN_TYPES:
             # A copy, because PyTorch takes no read-only memory.
             values = torch.from_numpy(info.data.copy()).view(_PLAIN_TYPES[info.type])

@@ -24,6 +24,7 @@ using State = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cp
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using WeightPtr = std::shared_ptr<const Weight>;
 
+std::span<const uint8_t> view(const Bytes& b) { return {b.data(), b.size()}; }
 std::span<const int32_t> view(const Tokens& t) { return {t.data(), t.size()}; }
 
 Floats copy_rows(int count, int64_t width, auto&& row_of) {
@@ -68,6 +69,19 @@ void bind_plan(nb::module_& m) {
                 return pack_head(source.data(), source.size(), rows, cols, pool, done);
             }, "source"_a, "rows"_a, "cols"_a, "pool"_a, "done"_a,
             "An output embedding of Q8_0 in two parts, of which finding the best tokens mostly reads one.")
+        .def_static("mapped", [](const std::string& type, const Bytes& data, int64_t rows, int64_t cols) {
+                return Weight::mapped(weight_type(type), view(data), rows, cols, std::make_shared<Bytes>(data));
+            }, "type"_a, "data"_a, "rows"_a, "cols"_a, "One whose `data` is in memory already, used where it is.")
+        .def_static("map_head", [](const Bytes& data, int64_t rows, int64_t cols) {
+                return map_head(view(data), rows, cols, std::make_shared<Bytes>(data));
+            }, "data"_a, "rows"_a, "cols"_a, "The same of an output embedding of Q8_0 in two parts.")
+        .def_static("packed_bytes", [](const std::string& type, int64_t rows, int64_t cols) {
+                return packed_bytes(weight_type(type), rows, cols);
+            }, "type"_a, "rows"_a, "cols"_a, "How many bytes the `data` of such a matrix has.")
+        .def_static("head_bytes", &head_bytes, "rows"_a, "cols"_a, "The same of an output embedding of Q8_0 in two parts.")
+        .def_prop_ro("data", [](const Weight& w) {
+                return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.data().data(), {w.data().size()}, nb::handle());
+            }, nb::rv_policy::reference_internal, "uint8 [nbytes]: as it is packed, see native/include/gmtp/matrix.h.")
         .def_prop_ro("rows", [](const Weight& w) { return w.matrix.rows; })
         .def_prop_ro("cols", [](const Weight& w) { return w.matrix.cols; })
         .def_prop_ro("type", [](const Weight& w) { return weight_type_name(w.matrix.type); })

@@ -248,6 +248,16 @@ std::shared_ptr<const SplitHead> SplitHead::pack(const uint8_t* source, size_t s
         {WeightType::Q8_HIGH, rows, cols, high}, {WeightType::Q8_LOW, rows, cols, low, high}, error, high_bytes + low_bytes + error_bytes, memory});
 }
 
+std::shared_ptr<const SplitHead> SplitHead::mapped(std::span<const uint8_t> data, int64_t rows, int64_t cols,
+                                                   std::shared_ptr<const void> owner) {
+    const uint8_t *high = data.data(), *low = high + packed_bytes(WeightType::Q8_HIGH, rows, cols);
+    const auto* error = reinterpret_cast<const float*>(low + packed_bytes(WeightType::Q8_LOW, rows, cols));
+    for (int64_t i = 0; i < rows; i++)
+        if (!(error[i] >= 0 && std::isfinite(error[i]))) throw InputError("a packed output embedding has an error that is no number");
+    return std::make_shared<SplitHead>(SplitHead{
+        {WeightType::Q8_HIGH, rows, cols, high}, {WeightType::Q8_LOW, rows, cols, low, high}, error, data.size(), std::move(owner)});
+}
+
 std::shared_ptr<Weight> pack_head(const uint8_t* source, size_t source_bytes, int64_t rows, int64_t cols, ThreadPool& pool,
                                   const std::function<void(size_t, size_t)>& done) {
     auto split = SplitHead::pack(source, source_bytes, rows, cols, pool, done);

@@ -24,6 +24,11 @@ void check_source(WeightType type, size_t source_bytes, int64_t rows, int64_t co
         throw InputError("a tensor's bytes do not match its shape");
 }
 
+void check_place(std::span<const uint8_t> data, size_t bytes) {
+    if (data.size() != bytes) throw InputError("a packed matrix's bytes do not match its shape");
+    if (reinterpret_cast<uintptr_t>(data.data()) % 64) throw InputError("a packed matrix does not start at a multiple of 64 bytes");
+}
+
 // Fills the groups of a matrix [rows, cols] of the type `to` slab by slab: fill(first group, last group, memory).
 std::shared_ptr<Weight> fill_slabs(WeightType to, size_t source_row_bytes, int64_t rows, int64_t cols, ThreadPool& pool,
                                    const std::function<void(size_t, size_t)>& done,
@@ -70,6 +75,32 @@ std::shared_ptr<Weight> Weight::convert(WeightType from, WeightType to, const ui
         }
     });
 }
+
+size_t packed_bytes(WeightType type, int64_t rows, int64_t cols) {
+    constexpr int64_t kMost = int64_t{1} << 31;  // beyond any matrix, and no product below overflows
+    if (rows < 1 || cols < 1 || rows > kMost || cols > kMost / 4) throw InputError("a matrix has a size that no matrix has");
+    return static_cast<size_t>((rows + kGroupRows - 1) / kGroupRows) * group_bytes(type, cols);
+}
+
+size_t head_bytes(int64_t rows, int64_t cols) {
+    if (rows % kGroupRows) throw InputError("an output embedding in two parts needs a multiple of 16 rows");
+    const size_t parts = packed_bytes(WeightType::Q8_HIGH, rows, cols) + packed_bytes(WeightType::Q8_LOW, rows, cols);
+    return parts + static_cast<size_t>(rows) * sizeof(float);
+}
+
+std::shared_ptr<Weight> Weight::mapped(WeightType type, std::span<const uint8_t> data, int64_t rows, int64_t cols,
+                                       std::shared_ptr<const void> owner) {
+    check_place(data, packed_bytes(type, rows, cols));
+    return std::make_shared<Weight>(Weight{{type, rows, cols, data.data()}, std::move(owner), data.size()});
+}
+
+std::shared_ptr<Weight> map_head(std::span<const uint8_t> data, int64_t rows, int64_t cols, std::shared_ptr<const void> owner) {
+    check_place(data, head_bytes(rows, cols));
+    auto split = SplitHead::mapped(data, rows, cols, std::move(owner));
+    return std::make_shared<Weight>(Weight{{WeightType::Q8_0, rows, cols, nullptr}, nullptr, data.size(), split});
+}
+
+std::span<const uint8_t> Weight::data() const { return {split ? split->high.data : matrix.data, bytes}; }
 
 void Weight::read(int64_t row, float* out) const {
     if (split) split->unpack_row(row, out);

@@ -8,6 +8,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "gmtp/matrix.h"
@@ -24,6 +25,9 @@ struct SplitHead {
     // From a tensor [rows, cols] of Q8_0; see Weight::pack.
     static std::shared_ptr<const SplitHead> pack(const uint8_t* source, size_t source_bytes, int64_t rows, int64_t cols,
                                                  ThreadPool& pool, const std::function<void(size_t, size_t)>& done);
+    // From what `pack` made: the groups of the high part, those of the low part, the errors. See Weight::mapped.
+    static std::shared_ptr<const SplitHead> mapped(std::span<const uint8_t> data, int64_t rows, int64_t cols,
+                                                   std::shared_ptr<const void> owner);
     // One row, the exact values of the file.
     void unpack_row(int64_t row, float* out) const;
 };

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <span>
 
 #include "gmtp/head.h"
 #include "gmtp/matrix.h"
@@ -32,11 +33,22 @@ struct Weight {
     static std::shared_ptr<Weight> convert(WeightType from, WeightType to, const uint8_t* source, size_t source_bytes,
                                            int64_t rows, int64_t cols, ThreadPool& pool,
                                            const std::function<void(size_t, size_t)>& done);
+    // One that lies packed in memory that `owner` holds, all of `data`, 64-byte aligned: it is used where it is. Throws
+    // InputError.
+    static std::shared_ptr<Weight> mapped(WeightType type, std::span<const uint8_t> data, int64_t rows, int64_t cols,
+                                          std::shared_ptr<const void> owner);
+    // Its packed bytes: the groups, or of an output embedding in two parts those of the high part, of the low part, and
+    // the table of errors.
+    std::span<const uint8_t> data() const;
 };
 
 // The same for an output embedding of Q8_0, in two parts.
 std::shared_ptr<Weight> pack_head(const uint8_t* source, size_t source_bytes, int64_t rows, int64_t cols, ThreadPool& pool,
                                   const std::function<void(size_t, size_t)>& done);
+std::shared_ptr<Weight> map_head(std::span<const uint8_t> data, int64_t rows, int64_t cols, std::shared_ptr<const void> owner);
+// How many bytes a matrix takes packed, whole or in two parts. Throws InputError.
+size_t packed_bytes(WeightType type, int64_t rows, int64_t cols);
+size_t head_bytes(int64_t rows, int64_t cols);
 
 // Rows looked up one at a time (an embedding): a packed weight, or a tensor left where it is in its mapped file.
 struct Table {
