@@ -18,6 +18,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.checksum import progress_bar
 from gemma_mtp.checkpoints.gguf import GGUF
 from gemma_mtp.checkpoints.gguf_writer import OutTensor, write_gguf
 from gemma_mtp.checkpoints.hf_config import config_from_hf
@@ -87,12 +88,14 @@ def _rows(projection: TensorInfo, source: TensorInfo, kind: str) -> Iterator[NDA
     rows, cols = source.shape
     row_bytes = _native.file_row_bytes(source.type, cols)
     pool = _native.ThreadPool(os.cpu_count() or 1)
-    for first in range(0, rows, _SLAB):
-        count = min(_SLAB, rows - first)
-        data = source.data[first * row_bytes : (first + count) * row_bytes]
-        values = _native.dequantize(source.type, data, count * cols).reshape(count, cols) @ across
-        try:
-            yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
-        except _native.InputError as fault:
-            raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
-        source.file.release(source.offset + first * row_bytes, data.nbytes)
+    with progress_bar("Preparing the drafter (once)", rows) as advance:
+        for first in range(0, rows, _SLAB):
+            count = min(_SLAB, rows - first)
+            data = source.data[first * row_bytes : (first + count) * row_bytes]
+            values = _native.dequantize(source.type, data, count * cols).reshape(count, cols) @ across
+            try:
+                yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
+            except _native.InputError as fault:
+                raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
+            source.file.release(source.offset + first * row_bytes, data.nbytes)
+            advance(count)

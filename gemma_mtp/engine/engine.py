@@ -144,13 +144,15 @@ class Engine:
             results.append(Rows([token for token, _, _ in own], logprobs))
         return results
 
-    def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+    def draft(
+        self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
+    ) -> list[int]:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
         seen = np.array([*sequence.tokens, token] if params.counts else [], np.int32)
-        native, hidden = _native_params(params), sequence.hidden[row]
-        return self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt)
+        native, state = _native_params(params), sequence.hidden[row]
+        return self.drafter.draft(sequence.handle, token, state, depth, native, seen, sequence.prompt, floor)
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)

@@ -17,10 +17,11 @@ public:
     Drafter(std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, DrafterBuffers buffers, int64_t vocab);
 
     // Proposes up to `depth` tokens to follow `token`, the newest of the sequence, which is not in the cache yet. state: the
-    // target's hidden state that `token` was sampled from; seen: what penalties count, up to and including
-    // `token`; prompt: how many of these are the prompt's. All steps work at the position of `token`. Throws InputError.
+    // target's hidden state that `token` was sampled from; seen: what penalties count, up to and including `token`; prompt: how
+    // many of these are the prompt's; floor: the probability that the drafter must give all it has proposed together, or it
+    // ends before. All steps work at the position of `token`. Throws InputError.
     std::vector<int32_t> draft(int sequence, int32_t token, std::span<const float> state, int depth, const SampleParams& params,
-                               std::span<const int32_t> seen = {}, size_t prompt = 0);
+                               std::span<const int32_t> seen = {}, size_t prompt = 0, float floor = 0);
 
     // Scores of the last step: float [count], and the tokens they are of (null: token i is at i).
     std::span<const float> logits(size_t head) const;
