@@ -20,7 +20,11 @@ from ..checkpoints.tiny import HEADS, TARGETS, drafter_for, write_folder, write_
 PROMPT = np.random.default_rng(2).integers(3, 256, 50).tolist()  # past the window of 32
 TOKENS = 60
 WINDOW = 32
-SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "seed": 3}}
+SAMPLINGS = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "seed": 3},
+    "penalised": {"temperature": 0.7, "frequency_penalty": 0.4, "logit_bias": {7: -100}, "seed": 4},
+}
 DRAFTERS = ("full head", "centroid head", "parallel heads")
 PAIRS = [
     (kind, drafter)
