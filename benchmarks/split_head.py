@@ -4,9 +4,9 @@
     python benchmarks/split_head.py [MODEL] --bounds
 
 The first compares engines that read it in two parts and whole, in turns in one process: plain decoding under several
-settings, and passes of several rows. The second, for hidden states of mixed text: scores from the high bits of each code,
-how far they are off, the bound on that (the norm of a row's remainder times the norm of the state), and the share of
-16-row groups that hold a token which, by that bound, can still be the best, or among the best 64.
+settings, and passes of several rows. The second, for hidden states of mixed text: scores from the high bits of all
+codes, how far they are off, the bound on that (the norm of a row's remainder times the norm of the state), and the
+share of 16-row groups that hold a token which, by that bound, can still be the best, or among the best 64.
 """
 
 import argparse

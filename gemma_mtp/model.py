@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp.config import ModelConfig
-from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
+from gemma_mtp.decoding.depth import AutoDepth, Choice, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, draft_sources
 from gemma_mtp.decoding.progress import TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -57,8 +57,8 @@ class _AutoDepth:
     def __init__(self) -> None:
         self._auto: AutoDepth | None = None
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
-        return self._auto.choose(offers, limit) if self._auto else (0, 0)
+    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
+        return self._auto.choose(offers, limit) if self._auto else Choice(0, 0)
 
     def update(
         self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float

@@ -18,6 +18,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.checksum import progress_bar
 from gemma_mtp.checkpoints.gguf import GGUF
 from gemma_mtp.checkpoints.gguf_writer import OutTensor, write_gguf
 from gemma_mtp.checkpoints.hf_config import config_from_hf
@@ -87,10 +88,12 @@ def _rows(projection: TensorInfo, source: TensorInfo, kind: str) -> Iterator[NDA
     across = factor.reshape(projection.shape).T
     rows = source.shape[0]
     pool = _native.ThreadPool(os.cpu_count() or 1)
-    for first in range(0, rows, _SLAB):
-        count = min(_SLAB, rows - first)
-        values = read_rows(source, first, count) @ across
-        try:
-            yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
-        except _native.InputError as fault:
-            raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
+    with progress_bar("Preparing the drafter (once)", rows) as advance:
+        for first in range(0, rows, _SLAB):
+            count = min(_SLAB, rows - first)
+            values = read_rows(source, first, count) @ across
+            try:
+                yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
+            except _native.InputError as fault:
+                raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
+            advance(count)

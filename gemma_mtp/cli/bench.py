@@ -1,16 +1,14 @@
-"""gemma-mtp bench: what a pass of T rows costs, prompt and decode speed, memory."""
+"""gemma-mtp bench: what a pass of T rows costs, prompt and decode speed, memory; with --mtp what drafting gains."""
 
 import json
 import statistics
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gemma_mtp.cli import options
+from gemma_mtp.cli import drafting_report, options
 from gemma_mtp.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 PROMPT_LENGTHS = (128, 512)
 DECODED = 64
-PASS_PROMPT = 64  # tokens before the pass that is timed
-PASSES = 8  # timed at once
 
 
 def bench(
@@ -34,15 +30,29 @@ def bench(
     dtype: options.Dtype = None,
     drafter_dtype: options.DrafterDtype = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", min=1, help="Medians of N.")] = 3,
+    mtp: Annotated[bool, typer.Option("--mtp", help="What drafting gains, on nine kinds of prompt.")] = False,
+    tokens: Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", min=2, help="Of a text, with --mtp.")] = 128,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="OUT.svg", help="Draw what --mtp measures.", show_default=False)
+    ] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="With --mtp: what its costs would make of the real Gemma 4.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure a model on this machine.
 
     Seconds of a pass that checks T = 1 to 16 tokens, and of a step of the drafter if there is one; prompt speed at 128
     and 512 tokens, plain decode speed over 64 tokens; all medians; the peak memory of the process.
+
+    With --mtp, instead, for nine kinds of prompt, greedy and at temperature 1 with top-k 64 and top-p 0.95: acceptance
+    at depths 1 to 3, with and without loops; the speed of automatic drafting over plain decoding, measured in turns;
+    and the cost of passes of 1 to 8 rows.
     """
     from gemma_mtp import Model
 
+    if not mtp and (plot or project):
+        raise SettingsError(f"{'--plot' if plot else '--project'} is about what --mtp measures: give that too.")
     name = options.only_model(first, model)
     loaded = Model.load(
         name,
@@ -54,6 +64,9 @@ def bench(
         drafter_dtype=drafter_dtype,
         device=device,
     )
+    if mtp:
+        drafting_report.bench_drafting(loaded, tokens, repeats, plot, project, as_json)
+        return
     found = measure(loaded, repeats)
     print(json.dumps(found) if as_json else table(found))
 
@@ -61,21 +74,15 @@ def bench(
 def measure(model: "Model", repeats: int) -> dict[str, Any]:
     """Every figure of this command: seconds by pass width, tokens per second, bytes."""
     from gemma_mtp import SamplingParams
+    from gemma_mtp.measuring.cost import measure_costs
     from gemma_mtp.prompts import NINE_KINDS
 
     ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
     ids *= -(-max(PROMPT_LENGTHS) // len(ids))
-    widths = [width for width in WIDTHS if width <= model.engine.max_depth + 1]
-    passes: dict[int, list[float]] = {width: [] for width in widths}
-    draft_steps: list[float] = []
+    costs = measure_costs(model, WIDTHS, repeats)
     prompts: dict[int, list[float]] = {length: [] for length in PROMPT_LENGTHS}
     decodes: list[float] = []
     for _ in range(repeats):
-        with after_prompt(model, ids[:PASS_PROMPT]) as sequence:
-            for width, seconds in passes.items():
-                seconds.append(seconds_of_pass(model, sequence, ids[:width]))
-            if model.engine.drafts:
-                draft_steps.append(seconds_of_draft_step(model, sequence, ids[0]))
         for length, rates in prompts.items():
             stats = model.generate(model.detokenize(ids[:length]), SamplingParams(max_tokens=1), draft="off").stats
             rates.append(stats.prompt_tokens / stats.seconds_prompt)
@@ -85,45 +92,12 @@ def measure(model: "Model", repeats: int) -> dict[str, Any]:
         "model": model.name,
         "threads": model.threads,
         "repeats": repeats,
-        "pass_seconds": {width: statistics.median(seconds) for width, seconds in passes.items()},
+        "pass_seconds": costs.passes,
         "prompt_tokens_per_second": {length: statistics.median(rates) for length, rates in prompts.items()},
         "decode_tokens_per_second": statistics.median(decodes),
-        "draft_step_seconds": statistics.median(draft_steps) if draft_steps else None,
+        "draft_step_seconds": costs.draft_step,
         "peak_memory_bytes": peak_memory(),
     }
-
-
-@contextmanager
-def after_prompt(model: "Model", prompt: list[int]) -> Iterator[Any]:
-    """A sequence of the engine's that holds a prompt."""
-    from gemma_mtp import SamplingParams
-
-    sequence = model.engine.create()
-    try:
-        model.engine.step(sequence, prompt, 1, SamplingParams())
-        yield sequence
-    finally:
-        model.engine.release(sequence)
-
-
-def seconds_of_pass(model: "Model", sequence: Any, tokens: list[int]) -> float:
-    """Of a pass that checks these tokens after the prompt, sampling after each, as a round does."""
-    from gemma_mtp import SamplingParams
-
-    start = time.perf_counter()
-    for _ in range(PASSES):
-        model.engine.step(sequence, tokens, len(tokens), SamplingParams())
-        model.engine.truncate(sequence, PASS_PROMPT)
-    return (time.perf_counter() - start) / PASSES
-
-
-def seconds_of_draft_step(model: "Model", sequence: Any, token: int) -> float:
-    """Of one token drafted after the prompt."""
-    from gemma_mtp import SamplingParams
-
-    start = time.perf_counter()
-    drafted = sum(len(model.engine.draft(sequence, 0, token, PASSES, SamplingParams())) for _ in range(PASSES))
-    return (time.perf_counter() - start) / drafted
 
 
 def peak_memory() -> int:

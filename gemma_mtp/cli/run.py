@@ -91,7 +91,7 @@ def run(
     declared = read_tools(tools)
     loaded = Model.load(
         name,
-        drafter=drafter,
+        drafter="none" if drafter == "auto" and depth == "off" else drafter,
         backend=backend,
         threads=threads,
         context=ctx,

@@ -1,5 +1,6 @@
 """gemma-mtp train: a drafter for a target."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,10 @@ def train(
     ] = None,
     active: Annotated[int, typer.Option("--active", metavar="N", min=1, help="Centroids looked into a step.")] = 32,
     length: Annotated[int, typer.Option("--length", metavar="N", min=64, help="Tokens of a text.")] = 384,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="DIR", help="A drafter to go on from.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0,
     threads: Annotated[int | None, typer.Option("--threads", "-t", metavar="N", min=1, show_default=False)] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write the drafter as GGUF.")] = False,
@@ -40,6 +45,8 @@ def train(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    # PyTorch's threads otherwise spin while they wait, and with other work on the machine that is most of the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from gemma_mtp.training.train import Training, TrainSettings
     except ModuleNotFoundError as missing:
@@ -60,6 +67,7 @@ def train(
         length=length,
         seed=seed,
         threads=threads,
+        init=init,
     )
     training = Training(settings, out)
     console = Console(stderr=True)

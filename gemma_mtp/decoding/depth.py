@@ -5,24 +5,34 @@ Timing steers depth and nothing else: which tokens come out does not depend on i
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gemma_mtp.decoding.drafting import Confidence
 from gemma_mtp.errors import SettingsError
 
 
+class Choice(NamedTuple):
+    """For a round: which of the proposals on offer to take, its depth, and the probability below which the source
+    should end it before (DraftSource.propose)."""
+
+    taken: int
+    depth: int
+    floor: float = 0.0
+
+
 class DepthControl(Protocol):
     """Chooses the depth of each round and learns from what became of it."""
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
-        """For the coming round: which of the proposals on offer to take, and its depth, 0..limit."""
+    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
+        """What the coming round does; its depth is 0..limit."""
 
     def update(
         self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
         """Tells a round: tokens drafted and accepted, seconds of drafting and of the pass over 1 + drafted rows.
 
-        confidence is that of the proposal taken, None when there was none on offer.
+        confidence is that of the proposal taken, None when there was none on offer. Fewer tokens may have been drafted
+        than were chosen.
         """
 
 
@@ -34,8 +44,8 @@ class FixedDepth:
             raise SettingsError(f"The draft depth is {depth}: it must be 0 or more.")
         self._depth = depth
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
-        return 0, min(self._depth, limit)
+    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
+        return Choice(0, min(self._depth, limit))
 
     def update(
         self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
@@ -66,13 +76,14 @@ class Acceptance:
             prior = self._parent.estimate(0) if self._parent is not None else self.FIRST_PRIOR
         return (self._hits[index] + self.PRIOR_WEIGHT * prior) / (self._trials[index] + self.PRIOR_WEIGHT)
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        tried = min(accepted + 1, drafted)
+    def observe(self, asked: int, accepted: int) -> None:
+        """A round that `asked` tokens were wanted of: what the source left out is as good as rejected."""
+        tried = min(accepted + 1, asked)
         for i in range(len(self._trials)):
             self._hits[i] = self.DECAY * self._hits[i] + (i < accepted)
             self._trials[i] = self.DECAY * self._trials[i] + (i < tried)
         if self._parent is not None:
-            self._parent.observe(drafted, accepted)
+            self._parent.observe(asked, accepted)
 
 
 class CostCurve:
@@ -128,10 +139,12 @@ class AutoDepth:
     """Chooses the depth that is expected to finish the text soonest; depth 0 is a legal answer.
 
     With running acceptance a_1, a_2, ... a round of depth d yields E(d) = 1 + a_1 + a_1 a_2 + ... tokens for the
-    seconds S(d) = C(1 + d) + drafting. At the long-run rate r (tokens a second, at least that of plain decoding) those
-    seconds are worth r S(d) tokens, and the best depth has the largest E(d) - r S(d): for a single kind of proposal
-    that is the largest E/S, and E/S below that of plain decoding means no draft (the "utility" of Cascade, Saxena et
-    al. 2025, arXiv 2506.20675). Proposals of different confidence share the rate and have acceptances of their own.
+    seconds S(d) = C(1 + d) + drafting, where a source that ends drafts early counts with the share of d that it usually
+    gives. (It is told to where one more token costs more than what it is likely to bring.) At the long-run rate r
+    (tokens a second, at least that of plain decoding) those seconds are worth r S(d) tokens, and the best depth has the
+    largest E(d) - r S(d): for a single kind of proposal that is the largest E/S, and E/S below that of plain decoding
+    means no draft (the "utility" of Cascade, Saxena et al. 2025, arXiv 2506.20675). Proposals of different confidence
+    share the rate and have acceptances of their own.
 
     What is not chosen is not observed, so now and then a round does something else: drafts one token while drafting
     does not pay, or decodes plainly while it does. What that may lose is kept under PROBE_SHARE of all time plus a
@@ -155,12 +168,14 @@ class AutoDepth:
         self._overall: dict[str, Acceptance] = {}
         self._acceptance: dict[Confidence, Acceptance] = {}
         self._chosen: dict[Confidence, int] = {}
+        self._given: dict[Confidence, float] = {}  # tokens drafted over those asked for, on the average
+        self._asked = 0
         self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the running rate
         self._total_seconds = 0.0
         self._lost_seconds = 0.0  # by probes
         self._probe_value: float | None = None  # tokens the coming round's best depth was expected to be worth
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
         limit = min(limit, self._depths)
         values = [self._values(offer, limit) for offer in offers]
         depths = [self._settled(offer, worth) for offer, worth in zip(offers, values, strict=True)]
@@ -170,7 +185,13 @@ class AutoDepth:
             taken = max(range(len(offers)), key=lambda i: values[i][min(1, limit)])
         probe = self._probe(offers[taken], values[taken], best)
         self._probe_value = values[taken][best] if probe != best else None
-        return taken, probe
+        self._asked = probe
+        return Choice(taken, probe, self._price(offers[taken], probe) if probe else 0.0)
+
+    def _price(self, offer: Confidence, depth: int) -> float:
+        """Tokens that a token of a draft must be expected to bring: what it takes would do as well elsewhere."""
+        drafting = self._draft_seconds.get(offer.source, self._first_draft_seconds)
+        return self._rate() * ((self._curve.seconds[depth] - self._curve.seconds[0]) / depth + drafting)
 
     def _settled(self, offer: Confidence, values: list[float]) -> int:
         """The depth worth most, or the one chosen last time if that is nearly as good."""
@@ -188,11 +209,15 @@ class AutoDepth:
     ) -> None:
         if drafted <= self._depths:
             self._curve.measure(drafted, seconds_pass)
-        if confidence is not None and drafted:
-            per_token = min(seconds_draft / drafted, self._curve.seconds[0])
+        asked, self._asked = max(self._asked, min(drafted, self._depths)), 0
+        if confidence is not None and asked:
+            steps = min(drafted + 1, asked)  # the one that ended a draft early took its time too
+            per_token = min(seconds_draft / steps, self._curve.seconds[0])
             known = self._draft_seconds.get(confidence.source, per_token)
             self._draft_seconds[confidence.source] = known + 0.1 * (per_token - known)
-            self._of(confidence).observe(min(drafted, self._depths), min(accepted, self._depths))
+            self._of(confidence).observe(asked, min(accepted, self._depths))
+            given = self._given.get(confidence, 1.0)
+            self._given[confidence] = given + 0.05 * (min(drafted, asked) / asked - given)
         seconds = self._cost(confidence, min(drafted, self._depths))
         if self._probe_value is not None:
             value = 1 + accepted - self._rate() * seconds
@@ -211,9 +236,12 @@ class AutoDepth:
             self._acceptance[confidence] = Acceptance(self._depths, overall)
         return self._acceptance[confidence]
 
-    def _cost(self, confidence: Confidence | None, depth: int) -> float:
+    def _cost(self, confidence: Confidence | None, depth: float) -> float:
+        """Seconds of a round with a draft of so many tokens, a fraction being as far between two widths of the pass."""
         drafting = self._draft_seconds.get(confidence.source, self._first_draft_seconds) if confidence else 0.0
-        return self._curve.seconds[depth] + depth * drafting
+        whole, seconds = int(depth), self._curve.seconds
+        part = (depth - whole) * (seconds[whole + 1] - seconds[whole]) if depth > whole else 0.0
+        return seconds[whole] + part + depth * drafting
 
     def _rate(self) -> float:
         plain = 1 / self._curve.seconds[0]
@@ -221,14 +249,14 @@ class AutoDepth:
 
     def _values(self, confidence: Confidence, limit: int) -> list[float]:
         """E(d) - r S(d) for d = 0..limit."""
-        rate, acceptance = self._rate(), self._of(confidence)
+        rate, acceptance, given = self._rate(), self._of(confidence), self._given.get(confidence, 1.0)
         tokens, run, each = 1.0, 1.0, None
         values = [tokens - rate * self._cost(confidence, 0)]
         for depth in range(1, limit + 1):
             each = acceptance.estimate(depth - 1, each)
             run *= each
             tokens += run
-            values.append(tokens - rate * self._cost(confidence, depth))
+            values.append(tokens - rate * self._cost(confidence, given * depth))
         return values
 
     def _probe(self, confidence: Confidence, values: list[float], best: int) -> int:

@@ -26,8 +26,12 @@ class DraftSource(Protocol):
     def confidence(self) -> Confidence | None:
         """The class of the coming proposal; None when there is nothing to propose."""
 
-    def propose(self, depth: int) -> list[int]:
-        """At most `depth` tokens to follow the text so far. Called at most once between calls of `advance`."""
+    def propose(self, depth: int, floor: float) -> list[int]:
+        """At most `depth` tokens to follow the text so far. Called at most once between calls of `advance`.
+
+        floor: the probability, by the source's own account, below which the proposal as a whole is not worth checking;
+        a source that has no such account ignores it.
+        """
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Appends decided tokens: the prompt first, then what each round kept (drafts, then the target's own token)."""
@@ -40,10 +44,13 @@ class Drafting(Protocol[S]):
     def drafts(self) -> bool:
         """Whether there is a drafter."""
 
-    def draft(self, sequence: S, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+    def draft(
+        self, sequence: S, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
+    ) -> list[int]:
         """At most `depth` tokens to follow `token`, the newest of the sequence, which no pass has run over yet.
 
-        row: which of the rows that the sequence's last pass sampled gave `token`.
+        row: which of the rows that the sequence's last pass sampled gave `token`. floor: the probability that the
+        drafter must give its tokens together; the first with which it falls below, and all after, are left out.
         """
 
 
@@ -61,8 +68,8 @@ class TrainedDrafter(Generic[S]):
     def confidence(self) -> Confidence | None:
         return _DRAFTER
 
-    def propose(self, depth: int) -> list[int]:
-        return self._engine.draft(self._sequence, self._row, self._token, depth, self._params)
+    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
+        return self._engine.draft(self._sequence, self._row, self._token, depth, self._params, floor)
 
     def advance(self, tokens: Sequence[int]) -> None:
         self._token, self._row = tokens[-1], len(tokens) - 1
@@ -85,7 +92,7 @@ class PromptLookup:
         length = self._lookup.match_length
         return Confidence("lookup", min(length.bit_length(), 5)) if length >= self._min_match else None
 
-    def propose(self, depth: int) -> list[int]:
+    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
         return self._lookup.continuation(depth) if self._lookup.match_length >= self._min_match else []
 
     def advance(self, tokens: Sequence[int]) -> None:

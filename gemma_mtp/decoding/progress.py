@@ -181,9 +181,9 @@ class Progress:
         room = min(self._params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
         offers = [(source, offer) for source in self._sources if (offer := source.confidence) is not None]
         if offers and room > 0 and self._depth is not None:
-            taken, depth = self._depth.choose([offer for _, offer in offers], room)
-            source, self._confidence = offers[taken]
-            drafts = source.propose(depth) if depth else []
+            choice = self._depth.choose([offer for _, offer in offers], room)
+            source, self._confidence = offers[choice.taken]
+            drafts = source.propose(choice.depth, choice.floor) if choice.depth else []
         self._drafted = self._clock()
         return Wanted([self.tokens[-1], *drafts], 1 + len(drafts))
 

@@ -8,7 +8,7 @@ one token, and drafting ends by itself. Like all timing, this steers depth and n
 
 from collections.abc import Sequence
 
-from gemma_mtp.decoding.depth import Acceptance
+from gemma_mtp.decoding.depth import Acceptance, Choice
 from gemma_mtp.decoding.drafting import Confidence
 
 DEPTHS = 8  # the most tokens a round drafts
@@ -95,9 +95,9 @@ class SequenceDepth:
     def __init__(self, shared: SharedDepth):
         self._shared = shared
         self._acceptance: dict[Confidence, Acceptance] = {}
-        self._plain_rounds = 0
+        self._plain_rounds = self._asked = 0
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> tuple[int, int]:
+    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
         best = [self._best(offer, min(limit, DEPTHS)) for offer in offers]
         taken = max(range(len(offers)), key=lambda i: best[i])
         gain, depth = best[taken]
@@ -107,17 +107,19 @@ class SequenceDepth:
             depth = 1 if limit > 0 and self._plain_rounds >= max(dear, self.PROBE_EVERY) else 0
         if depth:
             self._plain_rounds = 0
-        return taken, depth
+        self._asked = depth
+        return Choice(taken, depth, self._shared.price(offers[taken].source) if gain >= self.MARGIN else 0.0)
 
     def update(
         self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
-        if confidence is None or not drafted:
+        asked, self._asked = max(self._asked, min(drafted, DEPTHS)), 0
+        if confidence is None or not asked:
             return
-        per_token, source = seconds_draft / drafted, confidence.source
+        per_token, source = seconds_draft / min(drafted + 1, asked), confidence.source
         known = self._shared.draft_seconds.get(source, per_token)
         self._shared.draft_seconds[source] = known + 0.1 * (per_token - known)
-        self._of(confidence).observe(min(drafted, DEPTHS), min(accepted, DEPTHS))
+        self._of(confidence).observe(asked, min(accepted, DEPTHS))
 
     def _best(self, offer: Confidence, limit: int) -> tuple[float, int]:
         """The most that drafting can gain over not drafting, in tokens, and the depth that does."""

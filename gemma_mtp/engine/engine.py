@@ -136,13 +136,16 @@ class Engine:
             results.append(Rows([token for token, _, _ in own], logprobs))
         return results
 
-    def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+    def draft(
+        self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
+    ) -> list[int]:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
         seen = [*sequence.tokens, token] if params.repetition_penalty != 1 else []
         native = _native_params(params)
-        return self.drafter.draft(sequence.handle, token, sequence.hidden[row], depth, native, np.array(seen, np.int32))
+        state = sequence.hidden[row]
+        return self.drafter.draft(sequence.handle, token, state, depth, native, np.array(seen, np.int32), floor)
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)

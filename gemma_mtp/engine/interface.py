@@ -52,7 +52,9 @@ class AnyEngine(Protocol):
     def truncate(self, sequence: Any, length: int) -> None:
         """See decoding.verification.Target."""
 
-    def draft(self, sequence: Any, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+    def draft(
+        self, sequence: Any, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
+    ) -> list[int]:
         """See decoding.drafting.Drafting."""
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

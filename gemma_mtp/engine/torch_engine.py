@@ -121,12 +121,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def draft(
-        self, sequence: TorchSequence, row: int, token: int, depth: int, params: SamplingParams
+        self, sequence: TorchSequence, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
     ) -> list[int]:
         """At most `depth` tokens to follow `token`, the newest one, which is not in the sequence's cache yet.
 
         row: which of the rows that the sequence's last pass sampled chose it. Each token is sampled for its place with
-        `params`, as the target will sample there.
+        `params`, as the target will sample there. floor: see Drafting.draft.
         """
         if self._drafter is None:
             raise SettingsError("There is no drafter to draft with: attach one.")
@@ -137,24 +137,34 @@ class TorchEngine:
         state = sequence.hidden[row : row + 1]
         seen = [*sequence.tokens, newest]
         drafts: list[int] = []
+        probability = 1.0
         self._last_draft = []
 
-        def propose(logits: torch.Tensor) -> None:
+        def propose(logits: torch.Tensor) -> bool:
+            """Drafts another token, if it is likely enough."""
+            nonlocal probability
             scores = _numpy(logits)
-            drafts.append(self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts)[0])
+            chosen = self._sample(scores[0], len(seen) + len(drafts), params, seen, drafts)[0]
+            probability *= (logits[0].float() / (params.temperature or 1.0)).softmax(-1)[chosen].item()
             self._last_draft.append((scores, state))
+            if probability < floor:
+                return False
+            drafts.append(chosen)
+            return True
 
         if isinstance(config, DrafterConfig):
             for _ in range(depth):
                 rows = Pass([drafts[-1] if drafts else newest], cached, sequence.cache, outputs=1, hidden=state)
                 drafted = draft_step(TorchOps(weights, config.eps, rows), config, self.config)
                 state = drafted.hidden
-                propose(drafted.logits)
+                if not propose(drafted.logits):
+                    break
         elif depth:
             rows = Pass([newest], cached, sequence.cache, outputs=1, hidden=state)
             first_heads = dataclasses.replace(config, count=min(depth, config.count))
             for logits in draft_heads(TorchOps(weights, config.eps, rows), first_heads):
-                propose(logits)
+                if not propose(logits):
+                    break
         return drafts
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -62,6 +62,9 @@ class TorchWeights:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors or name in self._in_file
+
     def rows(self, name: str, tokens: Tokens) -> Tensor:
         """float32 [len(tokens), width]: rows of a matrix [vocab, width]."""
         if name not in self._in_file:

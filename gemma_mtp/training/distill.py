@@ -12,8 +12,9 @@ arXiv 1503.02531), so it is least where the two agree; a step deeper counts DEPT
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ DEPTH_WEIGHT = 0.8
 CENTROID_WEIGHT = 0.3
 SAVE_SECONDS = 120.0
 _LOG_EVERY = 20  # steps
+_HELD_OUT_EVERY = 5  # lines of the log
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,19 @@ def draft_rounds(
 ) -> list[DraftedRows]:
     """The steps of rounds that start at every position of the lesson that has `depth` tokens after it.
 
-    weights: the drafter's as first_weights makes them, and of the target the embedding as "target_embed" and the output
-    embedding as "target_output".
+    weights: the drafter's, with an embedding or with what first_weights makes instead, and of the target the embedding
+    as "target_embed" and the output embedding as "target_output".
     """
     sequences, length = lesson.tokens.shape
     rounds = length - depth  # of each sequence, at positions 1 to rounds
     if rounds < 1:
         raise ValueError(f"a text of {length} tokens has no place for rounds of {depth}")
     state = lesson.hidden[:, :rounds].flatten(0, 1)
-    embedding = weights["target_output"]
-    scored = (embedding if lesson.candidates is None else embedding[lesson.candidates]) @ weights[PROJECTION]
+    projected = PROJECTION in weights
+    embedding = weights["target_output" if projected else "embed"]
+    scored = embedding if lesson.candidates is None else embedding[lesson.candidates]
+    if projected:
+        scored = scored @ weights[PROJECTION]
     of_centroids = centroid_probs(weights, config, lesson) if config.centroids else None
     steps = []
     for step in range(depth):
@@ -176,22 +181,25 @@ def distill(
     rate: float = 3e-3,
     mixed: bool | None = None,
     done: Progress | None = None,
+    held_out: Callable[[], Iterable[Lesson]] = tuple,
     show: Callable[[float], None] = lambda share: None,
     save: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Trains `weights`, as first_weights makes them, in place. of_target: the target's, of which embeddings are read.
+    """Trains `weights` in place. of_target: the target's, for their embeddings.
 
-    mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that `save`
-    kept stopped, to go on from (with that run's weights). show: called after every step, with the share of the budget
-    that is used. save: called every SAVE_SECONDS, when the budget is used up, and when an error or Ctrl-C ends the
-    training.
+    mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that
+    `save` kept stopped, to go on from (with that run's weights). held_out: gives lessons that next_lesson never does,
+    of which the loss and the agreement are logged now and then. show: called after every step, with the share of the
+    budget that is used. save: called every SAVE_SECONDS, when the budget is used up, and when an error or Ctrl-C ends
+    the training.
     """
     optimiser = Optimiser(weights, rate)
     device = weights["pre_projection"].device
     mixed = has_bfloat16(device) if mixed is None else mixed
     shared = {"target_embed": of_target["embed"].detach(), "target_output": output_embedding(of_target, target)}
     running = on_device(weights, shared)
-    steps, before, loss_sum = 0, 0.0, 0.0
+    steps, before = 0, 0.0
+    losses: list[float] = []  # since the last line of the log
     if done:
         optimiser.adam.load_state_dict(done.adam)
         steps, before = done.steps, done.seconds
@@ -200,32 +208,49 @@ def distill(
     def now() -> Progress:
         return Progress(steps, before + time.perf_counter() - start, optimiser.adam.state_dict())
 
+    def rounds(lesson: Lesson) -> tuple[list[DraftedRows], Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            drafted = draft_rounds(running, config, target, lesson, depth)
+            return drafted, total_loss(drafted)
+
     try:
         while (progress := budget.progress(before + time.perf_counter() - start, steps)) < 1:
-            lesson = next_lesson()
-            with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                drafted = draft_rounds(running, config, target, lesson, depth)
-                loss = total_loss(drafted)
+            drafted, loss = rounds(next_lesson())
             optimiser.step(loss, progress)
-            steps, loss_sum = steps + 1, loss_sum + loss.item()
+            steps += 1
+            losses.append(loss.item())
             show(progress)
             if time.perf_counter() - saved > SAVE_SECONDS:
                 save(now())
                 saved = time.perf_counter()
             if steps % _LOG_EVERY == 0:
-                agreement = [rows.agreement() for rows in drafted]
-                log.write(
-                    "drafter",
-                    step=steps,
-                    loss=loss_sum / _LOG_EVERY,
-                    greedy=[greedy for greedy, _ in agreement],
-                    sampled=[sampled for _, sampled in agreement],
-                    reach=_reach(drafted[0], config),
-                    seconds=round(before + time.perf_counter() - start, 1),
-                )
-                loss_sum = 0.0
+                reach, seconds = _reach(drafted[0], config), round(before + time.perf_counter() - start, 1)
+                log.write("drafter", step=steps, loss=fmean(losses), **agreement(drafted), reach=reach, seconds=seconds)
+                losses = []
+            if steps % (_LOG_EVERY * _HELD_OUT_EVERY) == 0 and (figures := _judged(rounds, held_out())):
+                log.write("held out", step=steps, **figures)
     finally:
         save(now())
+
+
+def agreement(drafted: Sequence[DraftedRows]) -> dict[str, list[float]]:
+    """The agreement at each depth, greedy and sampled."""
+    greedy, sampled = zip(*(rows.agreement() for rows in drafted), strict=True)
+    return {"greedy": list(greedy), "sampled": list(sampled)}
+
+
+@torch.no_grad()
+def _judged(
+    rounds: Callable[[Lesson], tuple[list[DraftedRows], Tensor]], lessons: Iterable[Lesson]
+) -> dict[str, float | list[float]]:
+    """Means over lessons of one size of their loss and agreement; empty without lessons. Holds the rows of one."""
+    found: dict[str, list[list[float]]] = {}
+    for lesson in lessons:
+        drafted, loss = rounds(lesson)
+        for name, figures in {"loss": [loss.item()], **agreement(drafted)}.items():
+            found.setdefault(name, []).append(figures)
+    means = {name: [fmean(of) for of in zip(*each, strict=True)] for name, each in found.items()}
+    return {name: of[0] if name == "loss" else of for name, of in means.items()}
 
 
 def _reach(rows: DraftedRows, config: DrafterConfig) -> float:

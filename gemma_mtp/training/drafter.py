@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gemma_mtp.checkpoints import load
 from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.checkpoints.load import is_compact
+from gemma_mtp.checkpoints.names import file_name, weight_shapes
+from gemma_mtp.checkpoints.safetensors import open_folder
 from gemma_mtp.config import DrafterConfig, LayerKind, ModelConfig, RopeConfig
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.ops.torch import TorchWeights
@@ -109,6 +114,19 @@ def first_weights(
     return weights
 
 
+def weights_of(folder: Path, config: DrafterConfig) -> dict[str, Tensor]:
+    """A drafter's weights from its folder, to train on: with PROJECTION if it is compact, else with its embedding."""
+    tensors = open_folder(folder)
+    names = {name: file_name(name, "hf") for name in weight_shapes(config)}
+    if is_compact(folder):
+        names |= {"embed": load.PROJECTION}
+    own = TorchWeights({name: tensors[of] for name, of in names.items()}, torch.device("cpu"), torch.float32)
+    weights = {name: own[name].clone() for name in names}
+    if is_compact(folder):
+        weights[PROJECTION] = weights.pop("embed").T.contiguous()
+    return weights
+
+
 def output_embedding(of_target: TorchWeights, target: ModelConfig) -> Tensor:
     """[vocab, hidden]: what turns the target's last hidden states into logits."""
     return of_target["embed" if target.tied_embedding else "lm_head"].detach()
@@ -117,6 +135,8 @@ def output_embedding(of_target: TorchWeights, target: ModelConfig) -> Tensor:
 @torch.no_grad()
 def with_embedding(weights: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
     """Trained weights as an assistant's, with an embedding for PROJECTION. embedding: the target's output_embedding."""
+    if PROJECTION not in weights:
+        return dict(weights)
     others = {name: value for name, value in weights.items() if name != PROJECTION}
     return others | {"embed": embedding.float() @ weights[PROJECTION]}
 

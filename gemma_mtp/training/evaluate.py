@@ -19,6 +19,12 @@ class Acceptance:
     tried: list[int]
     accepted: list[int]
 
+    @classmethod
+    def of_all(cls, parts: Sequence[Acceptance]) -> Acceptance:
+        """Of the rounds of all parts, which are of one depth."""
+        tried, accepted = zip(*((part.tried, part.accepted) for part in parts), strict=True)
+        return cls([sum(of) for of in zip(*tried, strict=True)], [sum(of) for of in zip(*accepted, strict=True)])
+
     @property
     def rates(self) -> list[float]:
         """Acceptance at depths 1, 2, ...; 0 where nothing was tried."""
@@ -60,10 +66,3 @@ def before_loop(tokens: Sequence[int]) -> int:
             return end - REPEAT
         seen.add(run)
     return len(tokens)
-
-
-def speed_up(model: Model, prompt: Sequence[int], params: SamplingParams, repeats: int = 2) -> float:
-    """Tokens per second with drafting over those without; the fastest of `repeats` counts of each."""
-    own = replace(params, ignore_eos=True)
-    plain = max(generate(model, prompt, own, draft="off").stats.tokens_per_second for _ in range(repeats))
-    return max(generate(model, prompt, own, draft="auto").stats.tokens_per_second for _ in range(repeats)) / plain

@@ -143,36 +143,49 @@ class _Shard:
 
 
 class Lessons:
-    """Lessons drawn from shards at random.
+    """Lessons drawn at random from all shards but the last, which is held out; a lone one is not.
 
-    output_embedding: float32 [vocab, hidden] of the target, which turns its hidden states into logits.
+    output_embedding: float32 [vocab, hidden] of the target, which turns its hidden states into logits. texts: of a
+    lesson.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, output_embedding: Tensor, texts: int, seed: int = 0):
-        self._paths = sorted(folder.glob("*.safetensors"))
+        paths = sorted(folder.glob("*.safetensors"))
+        self._paths = paths[:-1] or paths
+        self._held_out = paths[len(self._paths) :]
         self._config, self._embedding, self._texts = config, output_embedding, texts
-        self._rng = np.random.default_rng(seed)
+        self._seed, self._rng = seed, np.random.default_rng(seed)
 
-    @torch.no_grad()
     def next(self) -> Lesson:
         path = self._paths[self._rng.integers(len(self._paths))]
-        first = int(self._rng.integers(TEXTS_A_SHARD - self._texts + 1))
+        return self._read(path, int(self._rng.integers(TEXTS_A_SHARD - self._texts + 1)), self._rng)
+
+    def held_out(self) -> Iterator[Lesson]:
+        """The texts that `next` never gives, in the same lessons at every call; none if there is but one shard."""
+        rng = np.random.default_rng(self._seed)
+        for path in self._held_out:
+            for first in range(0, TEXTS_A_SHARD - self._texts + 1, self._texts):
+                yield self._read(path, first, rng)
+
+    @torch.no_grad()
+    def _read(self, path: Path, first: int, rng: np.random.Generator) -> Lesson:
+        """The lesson of `texts` texts of a shard."""
         device = self._embedding.device
         with safe_open(path, "pt") as file:
             part = {name: file.get_slice(name)[first : first + self._texts].to(device) for name in file.keys()}  # noqa: SIM118
         cache = PassCache(self._texts)
         for layer in sources(self._config):
             cache.write(layer, 0, *(part[f"{layer}.{name}"].flatten(0, 1).float() for name in "kv"))
-        candidates = self._candidates(part["top"][..., :TOP])
+        candidates = self._candidates(part["top"][..., :TOP], rng)
         hidden = part["hidden"].float()
         logits = hidden @ (self._embedding if candidates is None else self._embedding[candidates]).T
         if cap := self._config.logit_softcap:
             logits = cap * torch.tanh(logits / cap)
         return Lesson(part["tokens"].long(), hidden, cache, logits.softmax(-1), candidates)
 
-    def _candidates(self, top: Tensor) -> Tensor | None:
+    def _candidates(self, top: Tensor, rng: np.random.Generator) -> Tensor | None:
         vocab = self._config.vocab
         if vocab <= WHOLE_VOCABULARY:
             return None
-        others = torch.from_numpy(self._rng.integers(0, vocab, RANDOM_CANDIDATES)).to(top.device)
+        others = torch.from_numpy(rng.integers(0, vocab, RANDOM_CANDIDATES)).to(top.device)
         return torch.cat([top.flatten().long(), others]).unique()

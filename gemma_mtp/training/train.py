@@ -17,6 +17,7 @@ from gemma_mtp.checkpoints.convert import convert
 from gemma_mtp.checkpoints.files import written_whole
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.hub import resolve
+from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -24,13 +25,16 @@ from gemma_mtp.engine.engine import Engine
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
+from gemma_mtp.training.chart import chart_of_training
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import Progress, distill
 from gemma_mtp.training.drafter import (
+    PROJECTION,
     drafter_config,
     first_weights,
     fitting_centroids,
     output_embedding,
+    weights_of,
     with_embedding,
 )
 from gemma_mtp.training.evaluate import acceptance
@@ -47,7 +51,10 @@ Show = Callable[[str, float], None]
 class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
     training, the making of the states not counted; hidden, layers: the drafter's; centroids: of its head, 0 scoring
-    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of a step."""
+    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of a step.
+
+    init: the folder of a drafter to go on from, whose sizes then count instead of these.
+    """
 
     target: str
     data: tuple[str, ...] = ()
@@ -64,6 +71,7 @@ class TrainSettings:
     rate: float = 2e-3
     seed: int = 0
     threads: int | None = None
+    init: str | None = None
 
 
 class Training:
@@ -75,16 +83,12 @@ class Training:
         if not isinstance(self.checkpoint.config, ModelConfig):
             raise SettingsError(f"{settings.target} is a drafter: train one for a target.")
         self.target = self.checkpoint.config
-        centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
-        self.described = drafter_config(
-            self.target,
-            hidden=settings.hidden,
-            layers=settings.layers,
-            centroids=centroids or None,
-            active=settings.active,
-        )
-        drafter = config_from_hf(self.described)
-        assert isinstance(drafter, DrafterConfig)
+        self.init = Path(settings.init) if settings.init else None
+        self.described = self._described()
+        drafter = config_from_hf(self.described, self.init or "the drafter's configuration")
+        if not isinstance(drafter, DrafterConfig):
+            raise SettingsError(f"{self.init} is no assistant that can be trained further.")
+        drafter.check_target(self.target)
         self.drafter = drafter
         if settings.length > self.target.context:
             most = self.target.context
@@ -104,7 +108,8 @@ class Training:
         target = f"{self.target.family}, hidden {self.target.hidden}, {self.target.vocab} tokens"
         lines = [
             f"Target   {settings.target}: {target}",
-            f"Drafter  {settings.layers} layers, hidden {drafter.hidden}, {head}",
+            f"Drafter  {len(drafter.layers)} layers, hidden {drafter.hidden}, {head}",
+            *([f"From     {self.init}"] if self.init else []),
             f"Data     {', '.join(settings.data or [PYTHON])}",
             f"Tokens   {self.tokens:,}, three quarters written by the target",
             f"Disk     {disk:.2f} GB in {self.out / 'states'} (at most {settings.gigabytes:g} GB)",
@@ -113,10 +118,13 @@ class Training:
         return "\n".join(lines)
 
     def run(self, resume: bool, show: Show, tell: Callable[[str], None]) -> None:
-        """Trains, exports and measures. Ctrl-C keeps what there is for `resume`. Raises SettingsError."""
+        """Trains, exports, measures, draws the log. Ctrl-C keeps what there is for `resume`. Raises SettingsError."""
         self._claim(resume)
-        with Log(self.out / "log.jsonl", tell) as log:
-            self._run(resume, show, log)
+        try:
+            with Log(self.out / "log.jsonl", tell) as log:
+                self._run(resume, show, log)
+        finally:
+            self._draw()
 
     def _run(self, resume: bool, show: Show, log: Log) -> None:
         settings, out = self.settings, self.out
@@ -133,7 +141,10 @@ class Training:
             show("The target writes and computes", made / self.shards)
         embedding = output_embedding(weights, self.target)
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
-        drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
+        if self.init:
+            drafter_weights = weights_of(self.init, self.drafter)
+        else:
+            drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
         done = self._load(drafter_weights) if resume else None
         distill(
             self.drafter,
@@ -146,11 +157,13 @@ class Training:
             depth=settings.depth,
             rate=settings.rate,
             done=done,
+            held_out=lessons.held_out,
             show=lambda share: show("The drafter learns", share),
             save=lambda progress: self._save(drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
-        write_compact(out / "compact", self.described, drafter_weights)
+        if PROJECTION in drafter_weights:
+            write_compact(out / "compact", self.described, drafter_weights)
         self._write_tokenizer()
         rates = self._measure(held_out, log)
         (out / "README.md").write_text(self._card(rates), "utf-8")
@@ -158,6 +171,17 @@ class Training:
     def gguf(self) -> list[Path]:
         """Writes the drafter as GGUF beside its folder's other files."""
         return convert(self.out, self.out / f"{self.out.resolve().name}.gguf", force=True)
+
+    def _described(self) -> dict[str, Any]:
+        """The drafter's config.json."""
+        settings = self.settings
+        if self.init:
+            if not (self.init / "config.json").is_file():
+                raise SettingsError(f"{self.init} is not the folder of a drafter: it has no config.json.")
+            return {key: value for key, value in read_json(self.init / "config.json").items() if key != "dtype"}
+        centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
+        sizes = {"hidden": settings.hidden, "layers": settings.layers, "active": settings.active}
+        return drafter_config(self.target, centroids=centroids or None, **sizes)
 
     def _claim(self, resume: bool) -> None:
         """Makes the folder a run's, or makes sure that it is this run's."""
@@ -168,7 +192,7 @@ class Training:
         if resume and not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
         if resume:
-            earlier, free = json.loads(path.read_text()), ("minutes", "threads")  # these may change
+            earlier, free = json.loads(path.read_text()), ("tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
             if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
                 raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
@@ -194,6 +218,12 @@ class Training:
             Windows(token_stream(train, encode, end), settings.length, self.target.bos, settings.seed, end),
             Windows(token_stream(held_out, encode, end), 48, self.target.bos, settings.seed, end),
         )
+
+    def _draw(self) -> None:
+        """The picture of the log, once there is something to see."""
+        if drawn := chart_of_training(self.out / "log.jsonl", f"A drafter for {self.settings.target}"):
+            with written_whole(self.out / "training.svg") as out:
+                out.write(drawn.encode())
 
     def _save(self, weights: dict[str, torch.Tensor], progress: Progress) -> None:
         state = {"weights": weights, "steps": progress.steps, "seconds": progress.seconds, "adam": progress.adam}

@@ -210,11 +210,12 @@ void bind_plan(nb::module_& m) {
                             std::vector<BufferId> logits, BufferId next, int64_t vocab) {
                 new (self) Drafter(std::move(plan), std::move(cache), {state, std::move(logits), next}, vocab);
             }, "plan"_a, "cache"_a, "state"_a, "logits"_a, "next"_a, "vocab"_a, "next: -1 for parallel heads.")
-        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params, Tokens seen) {
+        .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params, Tokens seen, float floor) {
                 nb::gil_scoped_release release;
-                return d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen));
-            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a,
-            "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden].")
+                return d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen), floor);
+            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a, "floor"_a = 0.0f,
+            "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden]; fewer where the "
+            "drafter gives them together a probability below `floor`.")
         .def("logits", [](Drafter& d, size_t head) {
                 const auto scores = d.logits(head);
                 const int32_t* tokens = d.candidates(head);

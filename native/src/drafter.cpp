@@ -34,7 +34,7 @@ std::span<const float> Drafter::next_state() const {
 }
 
 std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const float> state, int depth,
-                                    const SampleParams& params, std::span<const int32_t> seen) {
+                                    const SampleParams& params, std::span<const int32_t> seen, float floor) {
     const int64_t position = cache_->length(sequence);
     const auto input = values(buffers_.state);
     if (state.size() != input.size()) throw InputError("a hidden state has another width than the drafter reads");
@@ -46,6 +46,7 @@ std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const
     pass_.segments[0] = {sequence, position, 0, 1};
 
     std::vector<int32_t> drafted;
+    float probability = 1;
     while (static_cast<int>(drafted.size()) < depth) {
         const Wanted wants = wanted(params, position + 1 + static_cast<int64_t>(drafted.size()));
         // The heads of one run draw at several positions, each with a noise of its own.
@@ -53,9 +54,11 @@ std::vector<int32_t> Drafter::draft(int sequence, int32_t token, std::span<const
         plan_->run(pass_);
         for (size_t head = 0; head < buffers_.logits.size() && static_cast<int>(drafted.size()) < depth; head++) {
             const auto scores = logits(head);
-            token = propose(*plan_->kernels().sampling, scores.data(), candidates(head), static_cast<int64_t>(scores.size()),
+            const Proposal proposal = propose(*plan_->kernels().sampling, scores.data(), candidates(head), static_cast<int64_t>(scores.size()),
                             params, position + 1 + static_cast<int64_t>(drafted.size()), {seen, drafted}, scratch_);
-            drafted.push_back(token);
+            probability *= proposal.probability;
+            if (probability < floor) return drafted;
+            drafted.push_back(token = proposal.token);
         }
         if (buffers_.next < 0) break;
         std::ranges::copy(next_state(), input.begin());

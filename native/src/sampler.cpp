@@ -255,7 +255,7 @@ Wanted wanted(const SampleParams& p, int64_t position) {
     return {.best = 1, .temperature = p.temperature, .key = noise_key(p.seed, position)};
 }
 
-int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
+Proposal propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
                 const SampleParams& params, int64_t position, Seen seen, Scratch& scratch) {
     const float* row = logits;
     if (params.repetition_penalty != 1) {
@@ -267,7 +267,13 @@ int32_t propose(const SamplingKernels& kernels, const float* logits, const int32
         if (tokens) ids = places_of(ids, tokens, count);
         penalise(logits, count, params.repetition_penalty, ids, scratch.row.data());
     }
-    return Row(kernels, row, count, scratch).draw(params, position, tokens);
+    Row drafted(kernels, row, count, scratch);
+    const int32_t token = drafted.draw(params, position, tokens);
+    const int64_t place = tokens ? std::find(tokens, tokens + count, token) - tokens : token;
+    const float scale = 1.0f / (params.temperature > 0 ? std::max(params.temperature, 1e-30f) : 1.0f);
+    float weight;
+    kernels.weights(row + place, 1, drafted.largest, scale, &weight);
+    return {token, static_cast<float>(weight / kernels.total_weight(row, count, drafted.largest, scale))};
 }
 
 }  // namespace gmtp

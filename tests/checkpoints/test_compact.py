@@ -51,7 +51,8 @@ def embedding(checkpoint: Checkpoint) -> np.ndarray:
 def test_the_embedding_is_the_targets_times_the_projection(target: Checkpoint, compact: Path, tmp_path: Path) -> None:
     found = embedding(open_drafter(compact, target, tmp_path / "cache"))
     expected = embedding(target) @ load_file(compact / "model.safetensors")[PROJECTION].T
-    assert np.abs(found - expected).max() <= np.abs(expected).max() / 200  # half a step of Q8_0, and its scale's rounding
+    # Half a step of Q8_0, and the rounding of its scale.
+    assert np.abs(found - expected).max() <= np.abs(expected).max() / 200
 
 
 def test_it_is_made_once_for_each_target_and_projection(target: Checkpoint, compact: Path, tmp_path: Path) -> None:

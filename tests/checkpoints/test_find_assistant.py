@@ -7,6 +7,7 @@ import pytest
 
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.hub import find_assistant
+from gemma_mtp.checkpoints.load import config_of
 
 from .tiny import DRAFTER, TARGETS, write_folder, write_gguf
 
@@ -106,4 +107,10 @@ def test_a_target_alone_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path, TARGET)
     assert find_assistant(".", Path(".")) is None
-    assert find_assistant("demo", add_gguf(tmp_path, "demo.gguf", TARGETS["gemma3"])) is None
+    assert find_assistant("demo.gguf", add_gguf(tmp_path, "demo.gguf", TARGETS["gemma3"])) is None
+
+
+def test_the_demos_comes_with_the_package() -> None:
+    found = find_assistant("demo", Path("anywhere"))
+    assert found is not None
+    assert config_of(found).backbone_hidden == 640

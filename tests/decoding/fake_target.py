@@ -91,7 +91,7 @@ class OracleDrafts:
     def confidence(self) -> Confidence | None:
         return Confidence("oracle")
 
-    def propose(self, depth: int) -> list[int]:
+    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
         coming = (self._text[self.at : self.at + depth] + [0] * depth)[:depth]
         return [t if self._rng.random() < self._right else (t + 1) % VOCAB for t in coming]
 

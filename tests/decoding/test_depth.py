@@ -19,7 +19,7 @@ def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0
     while done < tokens:
         confidence = int(rng.integers(confidences))
         offer = Confidence("test", confidence)
-        _, depth = control.choose([offer], len(curve) - 1)
+        depth = control.choose([offer], len(curve) - 1).depth
         accepted = 0
         while accepted < depth and rng.random() < acceptance(done, confidence):
             accepted += 1
@@ -127,10 +127,10 @@ def test_an_expensive_drafter_is_not_asked():
 def test_limits_are_kept():
     control = AutoDepth([1, 1, 1, 1])
     offers = [Confidence("test")]
-    assert control.choose(offers, 8) == (0, 3)
-    assert control.choose(offers, 1) == (0, 1)
-    assert FixedDepth(5).choose(offers, 2) == (0, 2)
-    assert AutoDepth([1.0]).choose(offers, 8) == (0, 0)
+    assert control.choose(offers, 8)[:2] == (0, 3)
+    assert control.choose(offers, 1)[:2] == (0, 1)
+    assert FixedDepth(5).choose(offers, 2)[:2] == (0, 2)
+    assert AutoDepth([1.0]).choose(offers, 8)[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -140,7 +140,7 @@ def test_the_source_that_gains_more_is_taken(better):
     offers, chances, taken = [Confidence("a"), Confidence("b")], [0.5, 0.5], []
     chances[better] = 0.9
     for _ in range(2000):
-        which, depth = control.choose(offers, 8)
+        which, depth, _ = control.choose(offers, 8)
         accepted = 0
         while accepted < depth and rng.random() < chances[which]:
             accepted += 1
@@ -153,3 +153,43 @@ def test_the_source_that_gains_more_is_taken(better):
 def test_impossible_settings_are_refused(make):
     with pytest.raises(SettingsError):
         make()
+
+
+def simulate_sure(control, curve, chances, tokens=4000, draft=0.02):
+    """As `simulate`, of a source that knows its chances: of the i-th token ahead chances[(done + i) % len(chances)]."""
+    rng = np.random.default_rng(0)
+    done, seconds = 0, 0.0
+    offer = Confidence("test")
+    while done < tokens:
+        choice = control.choose([offer], len(curve) - 1)
+        drafted, run, steps = 0, 1.0, 0
+        while drafted < choice.depth:
+            steps += 1
+            run *= chances[(done + drafted) % len(chances)]
+            if run < choice.floor:
+                break
+            drafted += 1
+        accepted = 0
+        while accepted < drafted and rng.random() < chances[(done + accepted) % len(chances)]:
+            accepted += 1
+        control.update(offer, drafted, accepted, steps * draft, curve[drafted])
+        done += 1 + accepted
+        seconds += curve[drafted] + steps * draft
+    return seconds * tokens / done
+
+
+@pytest.mark.parametrize("curve", [FLAT, [1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]], ids=["flat", "straight"])
+def test_a_source_that_knows_when_it_is_unsure_gains_by_ending_drafts_early(curve):
+    chances = [0.97] * 6 + [0.05] * 3
+    fixed = min(simulate_sure(FixedDepth(depth), curve, chances) for depth in range(len(curve)))
+    assert simulate_sure(auto(curve), curve, chances) < 0.95 * fixed
+
+
+def test_a_source_that_never_gets_as_far_as_asked_is_not_taken_to_be_right_there():
+    control = auto(FLAT)
+    offer = Confidence("test")
+    for _ in range(200):
+        choice = control.choose([offer], 8)
+        drafted = min(choice.depth, 2)
+        control.update(offer, drafted, drafted, 0.002 * drafted, FLAT[drafted])
+    assert control.choose([offer], 8).depth <= 3

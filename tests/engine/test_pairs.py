@@ -52,8 +52,8 @@ class OftenRight:
     def confidence(self):
         return self._drafter.confidence
 
-    def propose(self, depth: int) -> list[int]:
-        proposed = self._drafter.propose(depth)
+    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
+        proposed = self._drafter.propose(depth, floor)
         assert all(0 <= token < 256 for token in proposed)
         coming = list(self._text[self._at : self._at + depth])
         return [token if self._rng.random() < 0.7 else (token + 1) % 256 for token in coming]
@@ -77,8 +77,8 @@ class Outcomes(Counter):
             def confidence(self):
                 return inner.confidence
 
-            def propose(self, depth: int) -> list[int]:
-                tokens = inner.propose(depth)
+            def propose(self, depth: int, floor: float = 0.0) -> list[int]:
+                tokens = inner.propose(depth, floor)
                 self.drafted = len(tokens)
                 return tokens
 
@@ -181,8 +181,10 @@ def test_a_drafter_drafts_the_same_in_passes_with_others(folder_of, drafter: str
     proposed: dict[tuple[int, ...], list[int]] = {}
     draft = engine.draft
 
-    def watched(sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
-        tokens = draft(sequence, row, token, depth, params)
+    def watched(
+        sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float
+    ) -> list[int]:
+        tokens = draft(sequence, row, token, depth, params, floor)
         place = (params.seed, *sequence.tokens, token)
         common = min(len(tokens), len(proposed.get(place, tokens)))
         assert tokens[:common] == proposed.setdefault(place, tokens)[:common]
@@ -205,3 +207,25 @@ def test_a_drafter_drafts_the_same_in_passes_with_others(folder_of, drafter: str
     places = len(proposed)
     assert run(6) == alone
     assert len(proposed) == places > 100, "other places were drafted from"
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.2])
+def test_a_draft_ends_where_it_becomes_too_unlikely(folder_of, drafter: str, temperature: float) -> None:
+    target = open_checkpoint(folder_of(TARGETS["E4B"]))
+    config = HEADS if drafter == "parallel heads" else drafter_for(TARGETS["E4B"], centroids=drafter == "centroid head")
+    drafts = open_checkpoint(folder_of(config))
+    engine = Engine(target.config, target.weights, threads=1, context=256)
+    engine.attach(drafts.config, drafts.weights)
+    params = SamplingParams(temperature=temperature, seed=3)
+    sequence = engine.create()
+    token = engine.step(sequence, PROMPT, 1, params).tokens[0]
+    whole = engine.draft(sequence, 0, token, 3, params)
+    lengths = []
+    for floor in (0.0, 1e-6, 1e-4, 1e-2, 0.1, 1.0):
+        tokens = engine.draft(sequence, 0, token, 3, params, floor)
+        assert tokens == whole[: len(tokens)]
+        lengths.append(len(tokens))
+    assert lengths[0] == 3
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] == 0

@@ -235,6 +235,20 @@ def test_interleaved_sequences_draft_from_their_own_states(engine_of: Callable, 
     assert engine.draft(sequence, 0, TOKENS[60], 4, GREEDY) == expected
 
 
+@pytest.mark.parametrize("config", [ASSISTANTS["E4B"], HEADS], ids=["assistant", "heads"])
+def test_a_draft_ends_where_it_becomes_too_unlikely(
+    engine_of: Callable, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    engine = engine_of("E4B")
+    attach(engine, tmp_path, config)
+    sequence = started(engine, TOKENS[:60])
+    whole = engine.draft(sequence, 0, TOKENS[60], 3, GREEDY)
+    logits, _ = engine.last_draft()
+    run = np.cumprod([np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits])
+    for length, (least, before) in enumerate(zip([*run, 0.0], [1.0, *run], strict=True)):
+        assert engine.draft(sequence, 0, TOKENS[60], 3, GREEDY, (least + before) / 2) == whole[:length]
+
+
 @pytest.mark.parametrize("head", [{}, {"num_centroids": 64, "centroid_intermediate_top_k": 32}], ids=len)
 def test_parallel_heads_score_with_the_targets_embedding(
     engine_of: Callable, tmp_path: Path, head: dict[str, Any]

@@ -73,10 +73,12 @@ def torch_engine(target: Path, drafter: Path | None = None) -> TorchEngine:
 class NativeEngine(Engine):
     """Tells each step of its last draft by drafting once more for every one."""
 
-    def draft(self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams) -> list[int]:
+    def draft(
+        self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
+    ) -> list[int]:
         self._last = (sequence, row, token)
         self._depth = depth
-        return super().draft(sequence, row, token, depth, params)
+        return super().draft(sequence, row, token, depth, params, floor)
 
     def last_draft(self) -> tuple[np.ndarray, np.ndarray]:
         assert self.drafter is not None

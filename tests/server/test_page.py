@@ -31,7 +31,7 @@ def test_a_text_is_continued_with_its_drafts_shown(
     browser.open(demo_server.url)
     browser.wait_until(lambda: "key is needed" in browser.text("#model"))
     browser.run(f"document.querySelector('#key').value = '{KEY}'; connect()")
-    browser.wait_until(lambda: browser.text("#model") == "demo, drafts by prompt-lookup")
+    browser.wait_until(lambda: browser.text("#model") == "demo, drafts by gemma3-270m")
     assert browser.run("return document.querySelector('#mode').value") == "completion"
     browser.run("document.querySelector('#tokens').value = 40")
     browser.click("#show")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.cli import app
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.errors import SettingsError
+from gemma_mtp.measuring.cost import Costs
+from gemma_mtp.measuring.projection import project
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.ops.torch import Pass, TorchOps, TorchWeights
 from gemma_mtp.training import distill
@@ -142,6 +145,26 @@ def test_a_finished_training_is_not_overwritten_and_resumes(target: dict[str, An
     assert {path: path.stat().st_mtime_ns for path in (target["drafter"] / "states").iterdir()} == shards
 
 
+@pytest.mark.parametrize("folder", ["", "compact"])
+def test_a_drafter_is_adapted_to_another_target(target: dict[str, Any], tmp_path: Path, folder: str) -> None:
+    """From a trained drafter on, a few steps leave it as good, which the same steps from the start do not make it."""
+    rates = {}
+    for name, init in (("adapted", str(target["drafter"] / folder)), ("new", None)):
+        settings = replace(target["settings"], minutes=0.02, rate=3e-4, init=init)
+        Training(settings, tmp_path / name).run(resume=False, show=lambda what, share: None, tell=lambda line: None)
+        model = Model.load(target["target"], drafter=tmp_path / name, threads=1)
+        prompts = [model.tokenize(PROMPT[:end]) for end in (10, 20, 30)]
+        rates[name] = acceptance(model, prompts, SamplingParams(max_tokens=64, temperature=1.0)).rates[0]
+    assert rates["adapted"] > rates["new"] + 0.15
+    assert (tmp_path / "adapted" / "compact").is_dir() == (folder == "compact")
+
+
+def test_a_drafter_to_go_on_from_must_be_one_of_the_target(target: dict[str, Any], tmp_path: Path) -> None:
+    for init, said in ((target["target"], "no assistant"), (tmp_path, "no config.json")):
+        with pytest.raises(SettingsError, match=said):
+            Training(replace(target["settings"], init=str(init)), tmp_path / "d")
+
+
 def test_the_command_states_its_plan_and_keeps_what_there_is_on_ctrl_c(
     target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,10 +185,14 @@ def test_the_command_states_its_plan_and_keeps_what_there_is_on_ctrl_c(
         return compute(drafted)
 
     monkeypatch.setattr(distill, "total_loss", interrupted)
+    monkeypatch.setattr(distill, "_LOG_EVERY", 1)
     stopped = CliRunner().invoke(app, options)
     assert stopped.exit_code == 130
     assert "--resume" in stopped.output
     assert torch.load(tmp_path / "d" / "progress.pt")["steps"] == 3
+    shown = [title.text for title in ElementTree.parse(tmp_path / "d" / "training.svg").iter() if title.text]
+    steps = {text.split(",")[1].split(":")[0].strip() for text in shown if text.startswith("loss, ")}
+    assert steps == {"1", "2", "3"}
 
 
 def test_eval_drafter_gives_acceptance_and_speed_of_nine_kinds(target: dict[str, Any]) -> None:
@@ -176,6 +203,19 @@ def test_eval_drafter_gives_acceptance_and_speed_of_nine_kinds(target: dict[str,
     assert len(rows) == 18
     assert all(0 <= rate <= 1 for row in rows for rate in row["acceptance"])
     assert all(row["speed-up"] > 0 for row in rows)
+
+
+def test_bench_projects_from_what_it_measured_of_this_pair(target: dict[str, Any]) -> None:
+    arguments = ["bench", str(target["target"]), "--drafter", str(target["drafter"]), "-t", "1", "-r", "1", "-n", "4"]
+    done = CliRunner().invoke(app, [*arguments, "--mtp", "--project", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert len(found["rows"]) == 18
+    costs = Costs({int(rows): of for rows, of in found["pass_seconds"].items()}, found["draft_step_seconds"])
+    assert found["projection"]["rows"] == [row.as_json() for row in project(costs)]
+    assert "PROJECTION, not a measurement" in found["projection"]["what"]
+    assert found["target"] in found["projection"]["what"]
+    assert found["drafter"] in found["projection"]["what"]
 
 
 def test_ctrl_c_while_the_target_writes_is_not_lost(

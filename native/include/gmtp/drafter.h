@@ -18,9 +18,10 @@ public:
 
     // Proposes up to `depth` tokens to follow `token`, the newest of the sequence, which is not in the cache yet. state: the
     // target's hidden state that `token` was sampled from; seen: what the repetition penalty counts, up to and including
-    // `token`. All steps work at the position of `token`. Throws InputError.
+    // `token`; floor: the probability that the drafter must give all it has proposed together, or it ends before. All steps
+    // work at the position of `token`. Throws InputError.
     std::vector<int32_t> draft(int sequence, int32_t token, std::span<const float> state, int depth, const SampleParams& params,
-                               std::span<const int32_t> seen = {});
+                               std::span<const int32_t> seen = {}, float floor = 0);
 
     // Scores of the last step: float [count], and the tokens they are of (null: token i is at i).
     std::span<const float> logits(size_t head) const;

@@ -110,9 +110,15 @@ struct Wanted {
 };
 Wanted wanted(const SampleParams& params, int64_t position);
 
-// What a drafter proposes for `position`: the same draw, with the same noise, from its own logits. tokens[i] is the token
-// of logits[i], -1 for none; null: token i. There are no log probabilities.
-int32_t propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
+// What a drafter proposes, and the probability it gives it before top-k, top-p and min-p (at temperature 1 if greedy).
+struct Proposal {
+    int32_t token;
+    float probability;
+};
+
+// A drafter's proposal for `position`: the same draw, with the same noise, from its own logits. tokens[i] is the token of
+// logits[i], -1 for none; null: token i.
+Proposal propose(const SamplingKernels& kernels, const float* logits, const int32_t* tokens, int64_t count,
                 const SampleParams& params, int64_t position, Seen seen, Scratch& scratch);
 
 }  // namespace gmtp
