@@ -50,7 +50,8 @@ def main() -> None:
             print(f"repeat {repeat + 1} of {args.repeats} done", file=sys.stderr)
     medians = {way: {key: statistics.median(values) for key, values in of.items()} for way, of in samples.items()}
     base = medians["packed as it is loaded"]
-    print(f"{model.name}, {args.threads} threads, medians of {args.repeats}; filling the cache: {first:.2f} s")
+    print(f"{model.name}, {args.threads} threads, medians of {args.repeats}")
+    print(f"The start that fills the cache: {first:.2f} s")
     print("\n| | " + " | ".join(f"{key} | ratio" for key in base) + " |\n|---|" + "---|---|" * len(base))
     for way, of in medians.items():
         print(f"| {way} | " + " | ".join(f"{of[key]:.3g} | {of[key] / base[key]:.2f}" for key in base) + " |")

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_mtp.checkpoints.cache import cached_matrices
+from gemma_mtp.checkpoints.cache import MOST_BYTES, UNASKED_BYTES, cached_matrices
 from gemma_mtp.checkpoints.compact import open_drafter
 from gemma_mtp.checkpoints.hub import find_assistant, resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
@@ -130,16 +130,13 @@ def _packed(checkpoint: Checkpoint, dtype: Dtype, threads: int, settings: Settin
         raise SettingsError(
             f"{checkpoint.path} is packed and runs with the types it has: for {dtype} give the checkpoint it is of."
         )
-    return cached_matrices(checkpoint, dtype, threads) if _uses_cache(settings) else {}
-
-
-def _uses_cache(settings: Settings) -> bool:
+    limits = {"on": MOST_BYTES, "auto": UNASKED_BYTES, "off": 0}
+    asked = os.environ.get(CACHE_VARIABLE, "auto").lower()
+    if asked not in limits:
+        raise SettingsError(f"The variable {CACHE_VARIABLE} is '{asked}': it must be on, auto or off.")
     if settings.cache is not None:
-        return settings.cache
-    asked = os.environ.get(CACHE_VARIABLE, "off").lower()
-    if asked not in ("on", "off"):
-        raise SettingsError(f"The variable {CACHE_VARIABLE} is '{asked}': it must be on or off.")
-    return asked == "on"
+        asked = "on" if settings.cache else "off"
+    return cached_matrices(checkpoint, dtype, threads, limits[asked]) if limits[asked] else {}
 
 
 def _dtype(asked: str | None) -> Dtype:

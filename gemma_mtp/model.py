@@ -111,8 +111,8 @@ class Model:
         quantise matrices as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs.
         drafter_dtype: the dtype of the drafter; None: "f32" with a target in "f32", otherwise as is. With torch a dtype
         is what weights and their products are in: f32, bf16 or f16; as is, f32 on a CPU and bf16 elsewhere.
-        cache: keep packed weights in the user's cache folder for the next start (docs/packed.md); None: if the variable
-        GEMMA_MTP_CACHE is "on".
+        cache: keep packed weights in the user's cache folder for the next start (docs/packed.md); None: as the variable
+        GEMMA_MTP_CACHE says (on, auto or off), or if they take less than 2 GiB, which "auto" means.
         Raises CheckpointError, SettingsError, PairError.
         """
         loaded = load(model, drafter, Settings(backend, threads, context, dtype, drafter_dtype, isa, device, cache))

@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
-from gemma_mtp import CheckpointError, Model, _native
+from gemma_mtp import CheckpointError, Model, SamplingParams, _native
 from gemma_mtp.checkpoints import files
-from gemma_mtp.checkpoints.convert import convert
+from gemma_mtp.checkpoints.convert import PACKED, convert
 from gemma_mtp.checkpoints.gguf import GGUF
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
@@ -92,6 +92,25 @@ def test_keys_and_tensors_are_those_of_llama_cpps_converter(tmp_path: Path, kind
         plain = len(tensor.shape) == 1 or "ffn_gate_inp" in tensor.name
         assert tensor.tensor_type.name == ("F32" if plain else "Q8_0"), tensor.name
     assert ours.fields["general.file_type"].contents() == 7
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "E2B", "26B-A4B"])
+def test_a_folder_packed_is_the_same_model(tmp_path: Path, kind: str) -> None:
+    folder_of(tmp_path / "hf", config_of(kind), eos_token_id=[1, 5, 4])
+    out = tmp_path / "model.safetensors"
+    assert convert(tmp_path / "hf", out, PACKED) == [out]
+    assert convert(tmp_path / "hf", out, PACKED, force=True) == [out]
+    before, after = Model.load(tmp_path / "hf", threads=1), Model.load(out, threads=1)
+    assert after.has_chat_template
+    assert after.tokenizer.eos_ids == before.tokenizer.eos_ids
+    for text in CORPUS:
+        ids = before.tokenize(text)[:100]
+        assert after.tokenize(text)[:100] == ids
+    np.testing.assert_array_equal(after.logits(ids), before.logits(ids))
+    params = SamplingParams(max_tokens=16, temperature=1.0, seed=2, ignore_eos=True)
+    prompt = [{"role": "user", "content": "one two one two one"}]
+    expected = before.generate(prompt, params, draft="off").tokens
+    assert after.generate(prompt, params, draft=3).tokens == expected
 
 
 def test_gemma3_norms_are_stored_as_their_factor(tmp_path: Path) -> None:

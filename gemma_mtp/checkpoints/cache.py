@@ -28,6 +28,8 @@ from gemma_mtp.errors import CheckpointError
 
 LEAST_BYTES = 64 << 20
 """Matrices of less are packed in the time that opening a file takes."""
+UNASKED_BYTES = 2 << 30
+"""Matrices of more are only kept when that is asked for: writing them would delay the first answer."""
 MOST_BYTES = 32 << 30
 """Of all files together: when another one would not fit, those that were not used for longest are removed."""
 _FORGOTTEN = 24 * 3600  # seconds after which an unfinished file is nobody's any more
@@ -41,19 +43,19 @@ def cache_folder() -> Path:
 
 
 def cached_matrices(
-    checkpoint: Checkpoint, dtype: Dtype, threads: int, folder: Path | None = None
+    checkpoint: Checkpoint, dtype: Dtype, threads: int, limit: int = MOST_BYTES, folder: Path | None = None
 ) -> dict[str, TensorInfo]:
     """The packed matrices of a checkpoint by canonical name, packed and kept now if they were not yet.
 
-    Empty for a model that is too small to gain, one that is packed already, and where they cannot be kept, which the
-    log says. folder: by default in the user's cache folder. Raises CheckpointError for a checkpoint that cannot be
-    packed.
+    Empty for a model that is too small to gain or takes more than `limit` bytes, one that is packed already, and where
+    they cannot be kept, which the log says. folder: by default in the user's cache folder. Raises CheckpointError for a
+    checkpoint that cannot be packed.
     """
     if checkpoint.packed or sum(tensor.nbytes for tensor in checkpoint.weights.values()) < LEAST_BYTES:
         return {}
     folder = folder or cache_folder()
-    path = folder / f"{checkpoint.path.resolve().stem}-{_key(checkpoint, dtype)}{_SUFFIX}"
-    if path.is_file():
+    path = folder / f"{checkpoint.path.resolve().stem[:40]}-{_key(checkpoint, dtype)}{_SUFFIX}"
+    if os.path.isfile(path):  # unlike Path's, this raises nothing for a folder that may not be read
         try:
             found = _open(path, checkpoint)
             with contextlib.suppress(OSError):
@@ -63,8 +65,11 @@ def cached_matrices(
             _log.warning("%s It is made again.", fault)
     packer = Packer(_native.ThreadPool(threads), dtype, uses_of(checkpoint.config).heads)
     matrices = packed_matrices(checkpoint.weights, checkpoint.config, packer)
+    size = sum(matrix.size for matrix in matrices.values())
+    if size > limit:
+        return {}
     try:
-        _make_room(folder, sum(matrix.size for matrix in matrices.values()), path)
+        _make_room(folder, size, path)
         write_matrices(path, matrices)
         _log.info("%s keeps the weights of %s packed: the next start is quicker.", path, checkpoint.path)
         return _open(path, checkpoint)
@@ -89,9 +94,10 @@ def _key(checkpoint: Checkpoint, dtype: Dtype) -> str:
 
 
 def _make_room(folder: Path, size: int, path: Path) -> None:
-    """Removes what must go before a file of `size` bytes comes. Raises CheckpointError where there is no room."""
+    """Removes what must go before a file of `size` bytes comes. Raises CheckpointError where there is no room, or where
+    it would take more than half of what is free."""
     folder.mkdir(parents=True, exist_ok=True)
-    if size > MOST_BYTES or size > shutil.disk_usage(folder).free:
+    if size > MOST_BYTES or size > shutil.disk_usage(folder).free // 2:
         raise CheckpointError(f"{folder} has no room for the {size / 1e6:,.0f} MB of {path.name}.")
     kept = []
     for file in folder.iterdir():

@@ -84,6 +84,8 @@ def describe(name: str, path: Path, context: int | None) -> dict[str, Any]:
     if isinstance(config, DrafterConfig):
         found |= {"target hidden": config.backbone_hidden, "centroids": config.centroids and config.centroids.count}
     found |= {"vocabulary": config.vocab, "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"]))}
+    if checkpoint.packed:
+        found["layout"] = "packed"
     if checkpoint.ignored:
         found["left aside"] = len(checkpoint.ignored)  # tensors that text does not need
     weights = sum(of["bytes"] for of in types.values())

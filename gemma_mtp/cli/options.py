@@ -52,8 +52,8 @@ Cache = Annotated[
     bool | None,
     typer.Option(
         "--cache/--no-cache",
-        help="Keep the weights as the kernels read them in the user's cache folder, so that the next start is quicker; "
-        "by default as GEMMA_MTP_CACHE says (on or off).",
+        help="Keep the weights as the kernels read them in the user's cache folder, for a quicker start next time; by "
+        "default those below 2 GiB, or as GEMMA_MTP_CACHE says (on, auto or off).",
         show_default=False,
     ),
 ]

@@ -17,6 +17,7 @@ from gemma_mtp.checkpoints.convert import PACKED, convert
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import PROJECTION, Checkpoint, open_checkpoint
+from gemma_mtp.cli.inspect import describe
 from gemma_mtp.engine.engine import Engine
 from gemma_mtp.engine.interface import Part
 
@@ -82,6 +83,7 @@ def test_the_demo_is_the_same_packed(demo: Model, tmp_path: Path) -> None:
         params = SamplingParams(max_tokens=24, **settings)
         expected = demo.generate(text, params, draft="off").tokens
         assert model.generate(text, params, draft=4).tokens == expected
+    assert describe("demo", out, None)["layout"] == "packed"
     with pytest.raises(CheckpointError, match="is packed already"):
         convert(out, tmp_path / "again.gguf")
     with pytest.raises(SettingsError, match="runs with the types it has"):
