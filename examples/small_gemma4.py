@@ -8,13 +8,15 @@ that share keys and values and have a double-wide MLP, sliding and full attentio
 RoPE, a soft-cap, a scalar a layer. Its drafter learns from text that the target wrote and from the sources.
 
 OUT is the target as a Hugging Face folder, OUT/assistant its drafter, OUT/gguf both as GGUF. OUT/log.jsonl holds the
-figures of the run, OUT/training.json how it was made. With --minutes 1 the pair is poor but works.
+figures of the run, OUT/training.json how it was made. With --minutes 1 the pair is poor but works. A run that was
+stopped goes on with --resume, and one that has ended does too, given more minutes: OUT/progress is kept for that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,10 @@ from gemma_mtp.training.distill import distill, lesson_of
 from gemma_mtp.training.drafter import drafter_config, first_weights, output_embedding, with_embedding
 from gemma_mtp.training.evaluate import acceptance, generate
 from gemma_mtp.training.export import rounded, write_folder
-from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
+from gemma_mtp.training.optimise import Budget, Log, initial_weights, load_progress, on_device, save_progress
 from gemma_mtp.training.pretrain import pretrain
 
 VOCAB = 4096
-CENTROIDS, ACTIVE = 128, 64  # so small a target is unsure: the best 16 hold three quarters of what it may say, 64 93 %
 LENGTH = 384  # tokens of a training window
 SEQUENCES = 3  # windows a step
 SHARES = {"target": 0.55, "sampling": 0.1, "drafter": 0.35}  # of the time
@@ -89,16 +90,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="how long to train (default 10)")
     parser.add_argument("--threads", type=int, help="of PyTorch; on a machine with other work 1 is fastest")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    make_pair(args.out, args.minutes, args.seed)
+    make_pair(args.out, args.minutes, args.seed, args.resume)
 
 
-def make_pair(out: Path, minutes: float, seed: int) -> None:
+def make_pair(out: Path, minutes: float, seed: int, resume: bool = False) -> None:
     """Trains both models and writes all files."""
     (out / "assistant").mkdir(parents=True, exist_ok=True)
-    (out / "log.jsonl").unlink(missing_ok=True)
+    if not resume:
+        (out / "log.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(out / "progress", ignore_errors=True)
     with Log(out / "log.jsonl", tell=print) as log:
         train_pair(out, minutes, seed, log)
     made = {"minutes": minutes, "seed": seed, "shares": SHARES, "length": LENGTH, "sequences": SEQUENCES}
@@ -122,39 +126,55 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
     target = config_from_hf(TARGET)
     assert isinstance(target, ModelConfig)
     weights = initial_weights(target, seed)
-    windows = Windows(tokens, LENGTH, BOS, seed)
+    kept = out / "progress" / "target.pt"
+    done = load_progress(kept, weights)
     pretrain(
         target,
         weights,
-        windows,
+        Windows(tokens, LENGTH, BOS, seed + (done.steps if done else 0)),
         Windows(held_out, LENGTH, BOS, seed),
         Budget(seconds["target"]),
         log,
         sequences=SEQUENCES,
+        done=done,
+        save=lambda progress: save_progress(kept, weights, progress),
     )
     write_folder(out, TARGET, weights)
 
+    windows = Windows(tokens, LENGTH, BOS, seed + 1)
     own = sampled_text(out, windows, seconds["sampling"], log)
-    described = drafter_config(target, hidden=96, centroids=CENTROIDS, active=ACTIVE)
+    described = drafter_config(target, hidden=96)  # with a full head, which llama.cpp reads too
     drafter = config_from_hf(described)
     assert isinstance(drafter, DrafterConfig)
     target_weights = rounded(weights)
     running = on_device(target_weights)
     drafter_weights = first_weights(drafter, target, running, seed)
-    own_windows = Windows(own, LENGTH, BOS, seed)
+    kept_drafter = out / "progress" / "drafter.pt"
+    done = load_progress(kept_drafter, drafter_weights)
+    own_windows = Windows(own, LENGTH, BOS, seed + (done.steps if done else 0))
 
     def next_lesson():
         batch = np.concatenate([own_windows.batch(SEQUENCES - 1), windows.batch(1)])
         return lesson_of(running, target, torch.from_numpy(batch))
 
-    distill(drafter, drafter_weights, target, running, next_lesson, Budget(seconds["drafter"]), log)
+    distill(
+        drafter,
+        drafter_weights,
+        target,
+        running,
+        next_lesson,
+        Budget(seconds["drafter"]),
+        log,
+        done=done,
+        save=lambda progress: save_progress(kept_drafter, drafter_weights, progress),
+    )
     write_folder(out / "assistant", described, with_embedding(drafter_weights, output_embedding(running, target)))
     (out / "gguf").mkdir(exist_ok=True)
     convert(out, out / "gguf" / "small-gemma4.gguf", force=True)
     convert(out / "assistant", out / "gguf" / "small-gemma4-assistant.gguf", force=True)
 
     report(out, held_out, log)
-    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file.suffix != ".pt")
     log.write("files", megabytes=total / 1e6, minutes=round((time.perf_counter() - started) / 60, 1))
 
 

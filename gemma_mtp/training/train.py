@@ -19,7 +19,7 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
-from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.config import HeadsConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.engine import Engine
 from gemma_mtp.errors import SettingsError
@@ -27,7 +27,7 @@ from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.chart import chart_of_training
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
-from gemma_mtp.training.distill import Progress, distill
+from gemma_mtp.training.distill import distill
 from gemma_mtp.training.drafter import (
     PROJECTION,
     drafter_config,
@@ -39,7 +39,8 @@ from gemma_mtp.training.drafter import (
 )
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_compact, write_folder
-from gemma_mtp.training.optimise import Budget, Log
+from gemma_mtp.training.heads import first_heads, heads_config
+from gemma_mtp.training.optimise import Budget, Log, load_progress, save_progress
 from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_token, make_shards
 
 PYTHON = "python"  # as data: Python's own library, which is also the default
@@ -51,12 +52,15 @@ Show = Callable[[str, float], None]
 class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
     training, the making of the states not counted; hidden, layers: the drafter's; centroids: of its head, 0 scoring
-    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of a step.
+    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of
+    a lesson, of which an update takes `accumulate`.
 
+    kind: "assistant", or "heads" of which there are `depth`, `hidden` wide.
     init: the folder of a drafter to go on from, whose sizes then count instead of these.
     """
 
     target: str
+    kind: str = "assistant"
     data: tuple[str, ...] = ()
     tokens: int = 400_000
     gigabytes: float = 4.0
@@ -67,11 +71,15 @@ class TrainSettings:
     active: int = 32
     length: int = 384
     texts: int = 3
+    accumulate: int = 1
     depth: int = 3
     rate: float = 2e-3
     seed: int = 0
     threads: int | None = None
     init: str | None = None
+
+
+_DEFAULTS = json.loads(json.dumps(asdict(TrainSettings(target=""))))
 
 
 class Training:
@@ -86,8 +94,8 @@ class Training:
         self.init = Path(settings.init) if settings.init else None
         self.described = self._described()
         drafter = config_from_hf(self.described, self.init or "the drafter's configuration")
-        if not isinstance(drafter, DrafterConfig):
-            raise SettingsError(f"{self.init} is no assistant that can be trained further.")
+        if isinstance(drafter, ModelConfig):
+            raise SettingsError(f"{self.init} is no drafter that can be trained further.")
         drafter.check_target(self.target)
         self.drafter = drafter
         if settings.length > self.target.context:
@@ -103,12 +111,16 @@ class Training:
     def plan(self) -> str:
         """What a run will do, for people."""
         settings, drafter = self.settings, self.drafter
+        if isinstance(drafter, HeadsConfig):
+            body = f"{drafter.count} parallel heads, {drafter.width} wide"
+        else:
+            body = f"{len(drafter.layers)} layers, hidden {drafter.hidden}"
         head = f"{drafter.centroids.count} centroids" if drafter.centroids else "a full head"
         disk = self.tokens * bytes_a_token(self.target) / 1e9
         target = f"{self.target.family}, hidden {self.target.hidden}, {self.target.vocab} tokens"
         lines = [
             f"Target   {settings.target}: {target}",
-            f"Drafter  {len(drafter.layers)} layers, hidden {drafter.hidden}, {head}",
+            f"Drafter  {body}, {head}",
             *([f"From     {self.init}"] if self.init else []),
             f"Data     {', '.join(settings.data or [PYTHON])}",
             f"Tokens   {self.tokens:,}, three quarters written by the target",
@@ -143,9 +155,11 @@ class Training:
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
         if self.init:
             drafter_weights = weights_of(self.init, self.drafter)
+        elif isinstance(self.drafter, HeadsConfig):
+            drafter_weights = first_heads(self.drafter, self.target, weights, settings.seed)
         else:
             drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
-        done = self._load(drafter_weights) if resume else None
+        done = load_progress(out / "progress.pt", drafter_weights) if resume else None
         distill(
             self.drafter,
             drafter_weights,
@@ -156,10 +170,11 @@ class Training:
             log,
             depth=settings.depth,
             rate=settings.rate,
+            accumulate=settings.accumulate,
             done=done,
             held_out=lessons.held_out,
             show=lambda share: show("The drafter learns", share),
-            save=lambda progress: self._save(drafter_weights, progress),
+            save=lambda progress: save_progress(out / "progress.pt", drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
         if PROJECTION in drafter_weights:
@@ -167,6 +182,11 @@ class Training:
         self._write_tokenizer()
         rates = self._measure(held_out, log)
         (out / "README.md").write_text(self._card(rates), "utf-8")
+
+    def add_to_card(self, section: str) -> None:
+        """Ends the card with another section."""
+        with open(self.out / "README.md", "a", encoding="utf-8") as card:
+            card.write(f"\n{section}\n")
 
     def gguf(self) -> list[Path]:
         """Writes the drafter as GGUF beside its folder's other files."""
@@ -180,8 +200,10 @@ class Training:
                 raise SettingsError(f"{self.init} is not the folder of a drafter: it has no config.json.")
             return {key: value for key, value in read_json(self.init / "config.json").items() if key != "dtype"}
         centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
-        sizes = {"hidden": settings.hidden, "layers": settings.layers, "active": settings.active}
-        return drafter_config(self.target, centroids=centroids or None, **sizes)
+        head = {"centroids": centroids or None, "active": settings.active}
+        if settings.kind == "heads":
+            return heads_config(self.target, count=settings.depth, width=settings.hidden, **head)
+        return drafter_config(self.target, hidden=settings.hidden, layers=settings.layers, **head)
 
     def _claim(self, resume: bool) -> None:
         """Makes the folder a run's, or makes sure that it is this run's."""
@@ -192,7 +214,8 @@ class Training:
         if resume and not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
         if resume:
-            earlier, free = json.loads(path.read_text()), ("tokens", "gigabytes", "minutes", "threads")
+            earlier = _DEFAULTS | json.loads(path.read_text())  # which may be from before there was a setting
+            free = ("tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
             if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
                 raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
@@ -224,20 +247,6 @@ class Training:
         if drawn := chart_of_training(self.out / "log.jsonl", f"A drafter for {self.settings.target}"):
             with written_whole(self.out / "training.svg") as out:
                 out.write(drawn.encode())
-
-    def _save(self, weights: dict[str, torch.Tensor], progress: Progress) -> None:
-        state = {"weights": weights, "steps": progress.steps, "seconds": progress.seconds, "adam": progress.adam}
-        with written_whole(self.out / "progress.pt") as out:
-            torch.save(state, out)
-
-    def _load(self, weights: dict[str, torch.Tensor]) -> Progress | None:
-        path = self.out / "progress.pt"
-        if not path.exists():
-            return None
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        for name, value in state["weights"].items():
-            weights[name].data.copy_(value)
-        return Progress(state["steps"], state["seconds"], state["adam"])
 
     def _write_tokenizer(self) -> None:
         """The target's tokenizer beside the drafter, where the target is a folder: llama.cpp wants it."""

@@ -160,7 +160,7 @@ def test_a_drafter_is_adapted_to_another_target(target: dict[str, Any], tmp_path
 
 
 def test_a_drafter_to_go_on_from_must_be_one_of_the_target(target: dict[str, Any], tmp_path: Path) -> None:
-    for init, said in ((target["target"], "no assistant"), (tmp_path, "no config.json")):
+    for init, said in ((target["target"], "no drafter"), (tmp_path, "no config.json")):
         with pytest.raises(SettingsError, match=said):
             Training(replace(target["settings"], init=str(init)), tmp_path / "d")
 
