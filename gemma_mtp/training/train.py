@@ -33,16 +33,20 @@ from gemma_mtp.training.drafter import (
     drafter_config,
     first_weights,
     fitting_centroids,
+    inherited_layers,
     output_embedding,
     weights_of,
     with_embedding,
 )
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_compact, write_folder
+from gemma_mtp.training.fitting import fit_first_matrix
 from gemma_mtp.training.optimise import Budget, Log
 from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_token, make_shards
 
 PYTHON = "python"  # as data: Python's own library, which is also the default
+ITSELF = "itself"  # as data, beside other: what the target says when it is given nothing
+_FITTED_SHARDS = 4
 Show = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
 
@@ -50,8 +54,9 @@ Show = Callable[[str, float], None]
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
-    training, the making of the states not counted; hidden, layers: the drafter's; centroids: of its head, 0 scoring
-    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of a step.
+    training, the making of the states not counted; hidden, layers: the drafter's, a width of None being the target's,
+    with which it starts as the target's last layers; centroids: of its head, 0 scoring every token and None what fits,
+    of which `active` are looked into; length: tokens of a text; texts: of a step.
 
     init: the folder of a drafter to go on from, whose sizes then count instead of these.
     """
@@ -61,8 +66,8 @@ class TrainSettings:
     tokens: int = 400_000
     gigabytes: float = 4.0
     minutes: float = 30.0
-    hidden: int = 256
-    layers: int = 4
+    hidden: int | None = None
+    layers: int = 2
     centroids: int | None = None
     active: int = 32
     length: int = 384
@@ -130,22 +135,18 @@ class Training:
         settings, out = self.settings, self.out
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        log.write("start", resumed=resume, torch=torch.__version__, tokens=self.tokens)
+        log.write("start", resumed=resume, torch=torch.__version__, **asdict(settings) | {"tokens": self.tokens})
         model = Model.load(settings.target, drafter="none", threads=settings.threads)
         engine = model.engine
         assert isinstance(engine, Engine), "a model is loaded natively unless a device is named"
         texts, held_out = self._streams(model)
         weights = TorchWeights(self.checkpoint.weights, torch.device("cpu"), torch.float32)
-        recipe = Recipe(settings.length, settings.seed)
+        recipe = Recipe(settings.length, settings.seed, ITSELF in settings.data)
         for made in make_shards(out / "states", self.shards, engine, texts, recipe):
             show("The target writes and computes", made / self.shards)
         embedding = output_embedding(weights, self.target)
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
-        if self.init:
-            drafter_weights = weights_of(self.init, self.drafter)
-        else:
-            drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
-        done = self._load(drafter_weights) if resume else None
+        drafter_weights, done = (self._load() if resume else None) or (self._start(weights, lessons, log), None)
         distill(
             self.drafter,
             drafter_weights,
@@ -180,8 +181,13 @@ class Training:
                 raise SettingsError(f"{self.init} is not the folder of a drafter: it has no config.json.")
             return {key: value for key, value in read_json(self.init / "config.json").items() if key != "dtype"}
         centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
-        sizes = {"hidden": settings.hidden, "layers": settings.layers, "active": settings.active}
-        return drafter_config(self.target, centroids=centroids or None, **sizes)
+        return drafter_config(
+            self.target,
+            hidden=settings.hidden,
+            layers=settings.layers,
+            centroids=centroids or None,
+            active=settings.active,
+        )
 
     def _claim(self, resume: bool) -> None:
         """Makes the folder a run's, or makes sure that it is this run's."""
@@ -192,7 +198,7 @@ class Training:
         if resume and not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
         if resume:
-            earlier, free = json.loads(path.read_text()), ("tokens", "gigabytes", "minutes", "threads")
+            earlier, free = json.loads(path.read_text()), ("data", "tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
             if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
                 raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
@@ -201,8 +207,9 @@ class Training:
 
     def _streams(self, model: Model) -> tuple[Windows, Windows]:
         settings = self.settings
-        texts: list[Text] = python_library() if PYTHON in (settings.data or [PYTHON]) else []
-        if files := [Path(path) for path in settings.data if path != PYTHON]:
+        given = [path for path in settings.data if path != ITSELF]
+        texts: list[Text] = python_library() if PYTHON in (given or [PYTHON]) else []
+        if files := [Path(path) for path in given if path != PYTHON]:
             texts += read_texts(files)
         train, held_out = split(texts)
         if not held_out:  # few and large texts: their ends are held out
@@ -230,14 +237,25 @@ class Training:
         with written_whole(self.out / "progress.pt") as out:
             torch.save(state, out)
 
-    def _load(self, weights: dict[str, torch.Tensor]) -> Progress | None:
+    def _load(self) -> tuple[dict[str, torch.Tensor], Progress] | None:
+        """What an earlier run saved, if it came to that."""
         path = self.out / "progress.pt"
         if not path.exists():
             return None
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        for name, value in state["weights"].items():
-            weights[name].data.copy_(value)
-        return Progress(state["steps"], state["seconds"], state["adam"])
+        return state["weights"], Progress(state["steps"], state["seconds"], state["adam"])
+
+    def _start(self, of_target: TorchWeights, lessons: Lessons, log: Log) -> dict[str, torch.Tensor]:
+        """The weights that a training starts from."""
+        if self.init:
+            return weights_of(self.init, self.drafter)
+        weights = first_weights(self.drafter, self.target, of_target, self.settings.seed)
+        if layers := inherited_layers(self.drafter, self.target):
+            weights["pre_projection"], explained = fit_first_matrix(
+                layers[0], self.target, of_target, lessons.texts(_FITTED_SHARDS)
+            )
+            log.write("the target's last layers, and a first matrix fitted to them", explained=explained)
+        return weights
 
     def _write_tokenizer(self) -> None:
         """The target's tokenizer beside the drafter, where the target is a folder: llama.cpp wants it."""

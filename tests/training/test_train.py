@@ -159,6 +159,17 @@ def test_a_drafter_is_adapted_to_another_target(target: dict[str, Any], tmp_path
     assert (tmp_path / "adapted" / "compact").is_dir() == (folder == "compact")
 
 
+def test_one_that_starts_as_the_last_layers_is_right_from_the_start(target: dict[str, Any], tmp_path: Path) -> None:
+    rates = {}
+    for name, hidden in (("inherited", None), ("random", 48)):
+        settings = replace(target["settings"], minutes=0.005, rate=1e-4, hidden=hidden)
+        Training(settings, tmp_path / name).run(resume=False, show=lambda what, share: None, tell=lambda line: None)
+        model = Model.load(target["target"], drafter=tmp_path / name, threads=1)
+        prompts = [model.tokenize(PROMPT[:end]) for end in (10, 20, 30)]
+        rates[name] = acceptance(model, prompts, SamplingParams(max_tokens=64, temperature=1.0)).rates[0]
+    assert rates["inherited"] > rates["random"] + 0.1
+
+
 def test_a_drafter_to_go_on_from_must_be_one_of_the_target(target: dict[str, Any], tmp_path: Path) -> None:
     for init, said in ((target["target"], "no assistant"), (tmp_path, "no config.json")):
         with pytest.raises(SettingsError, match=said):
