@@ -115,9 +115,9 @@ def first_weights(
 ) -> dict[str, Tensor]:
     """Weights to start from: the target's last layers where they fit, else random ones.
 
-    The drafter's embedding is not among them: it is the target's output embedding times PROJECTION [target's hidden,
-    hidden], `with_embedding` makes it. For layers of the target that starts as the identity; else as the embedding's
-    principal directions, so that tokens the target tells apart poorly are close together here too. Random queries are
+    The drafter's embedding is not among them, `with_embedding` makes it. After layers of the target it is the target's
+    output embedding. Else it is that times PROJECTION [target's hidden, hidden], which starts as the embedding's
+    principal directions, so that tokens the target tells apart poorly are close together here too; and queries are
     normed as those of the target's layer that made the keys. The target's attention may have a factor that a drafter's
     has not: its norm of queries takes that in.
     """
@@ -130,7 +130,6 @@ def first_weights(
         weights |= {name: of_target[source].float().clone() for name, source in sources.items() if source in of_target}
         weights["final_norm"] = of_target["final_norm"].float().clone()
         weights["post_projection"] = torch.eye(target.hidden)
-        weights[PROJECTION] = torch.eye(target.hidden)
     else:
         directions = _principal_directions(embedding, config.hidden)
         factor = config.hidden**-0.5 / (embedding @ directions).square().mean().sqrt()
@@ -140,21 +139,23 @@ def first_weights(
         of_source = of_target[f"{source}.q_norm"].float()
         weights[f"{own}.q_norm"] = of_source * (target.attention_scale / config.attention_scale)
     if config.centroids:
-        embed = embedding @ weights[PROJECTION]
+        embed = with_embedding(weights, embedding)["embed"]
         weights["token_ordering"], weights["centroids"] = balanced_clusters(embed, config.centroids.count, seed)
     return weights
 
 
 def weights_of(folder: Path, config: DrafterConfig) -> dict[str, Tensor]:
-    """A drafter's weights from its folder, to train on: with PROJECTION if it is compact, else with its embedding."""
+    """A drafter's weights from its folder, to train on: of a compact one without an embedding, as first_weights are."""
     tensors = open_folder(folder)
     names = {name: file_name(name, "hf") for name in weight_shapes(config)}
     if is_compact(folder):
-        names |= {"embed": load.PROJECTION}
+        del names["embed"]
+        if load.PROJECTION in tensors:
+            names[PROJECTION] = load.PROJECTION
     own = TorchWeights({name: tensors[of] for name, of in names.items()}, torch.device("cpu"), torch.float32)
     weights = {name: own[name].clone() for name in names}
-    if is_compact(folder):
-        weights[PROJECTION] = weights.pop("embed").T.contiguous()
+    if PROJECTION in weights:
+        weights[PROJECTION] = weights[PROJECTION].T.contiguous()
     return weights
 
 
@@ -165,11 +166,11 @@ def output_embedding(of_target: TorchWeights, target: ModelConfig) -> Tensor:
 
 @torch.no_grad()
 def with_embedding(weights: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
-    """Trained weights as an assistant's, with an embedding for PROJECTION. embedding: the target's output_embedding."""
-    if PROJECTION not in weights:
+    """Weights as an assistant's, with an embedding if they have none. embedding: the target's output_embedding."""
+    if "embed" in weights:
         return dict(weights)
     others = {name: value for name, value in weights.items() if name != PROJECTION}
-    return others | {"embed": embedding.float() @ weights[PROJECTION]}
+    return others | {"embed": embedding.float() @ weights[PROJECTION] if PROJECTION in weights else embedding.float()}
 
 
 def fitting_centroids(vocab: int) -> int | None:

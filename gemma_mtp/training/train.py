@@ -29,7 +29,6 @@ from gemma_mtp.training.chart import chart_of_training
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import Progress, distill
 from gemma_mtp.training.drafter import (
-    PROJECTION,
     drafter_config,
     first_weights,
     fitting_centroids,
@@ -46,6 +45,7 @@ from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_to
 
 PYTHON = "python"  # as data: Python's own library, which is also the default
 ITSELF = "itself"  # as data, beside other: what the target says when it is given nothing
+RATE, GENTLE_RATE = 2e-3, 5e-4
 _FITTED_SHARDS = 4
 Show = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
@@ -56,7 +56,8 @@ class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
     training, the making of the states not counted; hidden, layers: the drafter's, a width of None being the target's,
     with which it starts as the target's last layers; centroids: of its head, 0 scoring every token and None what fits,
-    of which `active` are looked into; length: tokens of a text; texts: of a step.
+    of which `active` are looked into; length: tokens of a text; texts: of a step; rate: of
+    learning, None for RATE, or GENTLE_RATE where what is trained has been trained before.
 
     init: the folder of a drafter to go on from, whose sizes then count instead of these.
     """
@@ -73,7 +74,7 @@ class TrainSettings:
     length: int = 384
     texts: int = 3
     depth: int = 3
-    rate: float = 2e-3
+    rate: float | None = None
     seed: int = 0
     threads: int | None = None
     init: str | None = None
@@ -147,6 +148,7 @@ class Training:
         embedding = output_embedding(weights, self.target)
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
         drafter_weights, done = (self._load() if resume else None) or (self._start(weights, lessons, log), None)
+        trained = self.init or inherited_layers(self.drafter, self.target)
         distill(
             self.drafter,
             drafter_weights,
@@ -156,14 +158,14 @@ class Training:
             Budget(seconds=settings.minutes * 60),
             log,
             depth=settings.depth,
-            rate=settings.rate,
+            rate=settings.rate or (GENTLE_RATE if trained else RATE),
             done=done,
             held_out=lessons.held_out,
             show=lambda share: show("The drafter learns", share),
             save=lambda progress: self._save(drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
-        if PROJECTION in drafter_weights:
+        if "embed" not in drafter_weights:
             write_compact(out / "compact", self.described, drafter_weights)
         self._write_tokenizer()
         rates = self._measure(held_out, log)

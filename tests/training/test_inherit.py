@@ -7,7 +7,7 @@ import torch
 
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.config import DrafterConfig, ModelConfig
-from gemma_mtp.training.drafter import PROJECTION, drafter_config, first_weights, inherited_layers
+from gemma_mtp.training.drafter import PROJECTION, drafter_config, first_weights, inherited_layers, with_embedding
 from gemma_mtp.training.fitting import fit_first_matrix
 from gemma_mtp.training.optimise import initial_weights, on_device
 
@@ -37,7 +37,8 @@ def test_the_last_layers_of_its_kinds_are_inherited(kind: str) -> None:
     for own, i in enumerate(layers):
         for name in ("q", "o", "gate", "up", "down", "post_ffn_norm"):
             assert torch.equal(weights[f"{own}.{name}"], of_target[f"{i}.{name}"])
-    assert torch.equal(weights[PROJECTION], torch.eye(target.hidden))
+    assert PROJECTION not in weights
+    assert torch.equal(with_embedding(weights, of_target["embed"])["embed"], of_target["embed"])
 
 
 def test_layers_of_other_sizes_or_with_experts_are_not() -> None:
