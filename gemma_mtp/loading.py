@@ -91,7 +91,7 @@ def _engine(
         if settings.device not in ("auto", "cpu"):
             raise SettingsError(f"The native backend runs on the CPU, not on '{settings.device}': use --backend torch.")
         dtype = _dtype(settings.dtype)
-        drafter_dtype = _dtype(settings.drafter_dtype or ("f32" if dtype == "f32" else None))
+        drafter_dtype = _drafter_dtype(settings.drafter_dtype, dtype, assistant)
         engine = Engine(
             config,
             target.weights,
@@ -144,6 +144,16 @@ def _dtype(asked: str | None) -> Dtype:
     if chosen is None:
         raise SettingsError(f"There is no dtype '{asked}': use one of {', '.join(DTYPES)}.")
     return chosen
+
+
+def _drafter_dtype(asked: str | None, of_target: Dtype, drafter: Checkpoint | None) -> Dtype:
+    """What a drafter runs in if nobody says: floats in 8 bits, for what it proposes is checked, and a step is short."""
+    if asked or not drafter or drafter.packed:
+        return _dtype(asked)
+    if of_target == "f32":
+        return "f32"
+    matrices = [tensor.type for tensor in drafter.weights.values() if len(tensor.shape) > 1]
+    return "q8_0" if {"F32", "F16", "BF16"}.intersection(matrices) else "as-is"
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -109,8 +109,9 @@ class Model:
         the prompt; 8192 or what the model was trained for if None. dtype: "as-is" keeps the file's quantisation (None
         means that), "f32" computes all in float32, and "q8_0", "q4_k" and the like (checkpoints/quantization.py)
         quantise matrices as they are loaded. isa: the instruction-set build, "auto" the best this CPU runs.
-        drafter_dtype: the dtype of the drafter; None: "f32" with a target in "f32", otherwise as is. With torch a dtype
-        is what weights and their products are in: f32, bf16 or f16; as is, f32 on a CPU and bf16 elsewhere.
+        drafter_dtype: the dtype of the drafter; None: "f32" with a target in "f32", otherwise "q8_0" for a drafter that
+        is not quantised, and as is for others. With torch a dtype is what weights and their products are in: f32, bf16
+        or f16; as is, f32 on a CPU and bf16 elsewhere.
         cache: keep packed weights in the user's cache folder for the next start (docs/packed.md); None: as the variable
         GEMMA_MTP_CACHE says (on, auto or off), or if they take less than 2 GiB, which "auto" means.
         Raises CheckpointError, SettingsError, PairError.

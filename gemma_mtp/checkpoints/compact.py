@@ -1,8 +1,9 @@
-"""Compact drafters: folders without the drafter's embedding, which is its target's output embedding times a matrix.
+"""Compact drafters: folders without the drafter's embedding, which is made of its target's output embedding.
 
-Such a folder is an assistant's as transformers has it, but that `model.embed_projection.weight` [hidden,
-backbone_hidden] stands for `model.embed_tokens.weight` [vocab, hidden]. Of a vocabulary of 262,144 tokens that leaves a
-tenth of the file or less. The embedding is made once, in Q8_0, and kept in the user's cache folder.
+Such a folder is an assistant's as transformers has it, without `model.embed_tokens.weight` [vocab, hidden]: that is the
+target's output embedding, or that times `model.embed_projection.weight` [hidden, backbone_hidden] if there is one. Of a
+vocabulary of 262,144 tokens that leaves a tenth of the file or less. A product is made once, in Q8_0, and kept in the
+user's cache folder.
 """
 
 from __future__ import annotations
@@ -50,27 +51,33 @@ def open_drafter(path: Path, target: Checkpoint, cache: Path | None = None) -> C
         raise CheckpointError(f"{path} has a projection in place of an embedding, but is no drafter.")
     config.check_target(target.config)
     tensors = open_folder(path)
-    projection = tensors.pop(PROJECTION)
-    if projection.shape != (config.hidden, config.backbone_hidden) or projection.type not in ("F32", "F16", "BF16"):
+    source = target.weights["embed" if target.config.tied_embedding else "lm_head"]
+    projection = tensors.pop(PROJECTION, None)
+    if projection is None and config.hidden != config.backbone_hidden:
+        raise CheckpointError(f"{path} has no projection, and is not as wide as its target: it cannot share embeddings.")
+    if projection and (
+        projection.shape != (config.hidden, config.backbone_hidden) or projection.type not in ("F32", "F16", "BF16")
+    ):
         raise CheckpointError(
             f"{path} has a projection of shape {list(projection.shape)} and type {projection.type} where floats of "
             f"[{config.hidden}, {config.backbone_hidden}] belong."
         )
-    source = target.weights["embed" if target.config.tied_embedding else "lm_head"]
-    tensors[file_name("embed", "hf")] = _embedding(path.resolve().name, projection, source, cache)
+    if projection or target.packed:
+        source = _embedding(path.resolve().name, projection, source, cache)
+    tensors[file_name("embed", "hf")] = source
     named = name_weights(config, tensors, "hf", path)
     return Checkpoint(path, config, named.weights, named.ignored, None)
 
 
-def _embedding(name: str, projection: TensorInfo, source: TensorInfo, cache: Path | None) -> TensorInfo:
-    """`source` times `projection`, from the cache, or put there."""
+def _embedding(name: str, projection: TensorInfo | None, source: TensorInfo, cache: Path | None) -> TensorInfo:
+    """`source`, times `projection` if there is one, as rows in Q8_0: from the cache, or put there."""
     cache = cache or platformdirs.user_cache_path("gemma-mtp") / "drafters"
     stat = source.file.path.stat()
-    kind = Fitting("q8_0").type_of(projection.shape[0])
-    made_of = [str(source.file.path.resolve()), stat.st_size, stat.st_mtime_ns, source.name, projection.shape, kind]
-    key = hashlib.sha256(json.dumps(made_of).encode() + projection.data.tobytes()).hexdigest()[:16]
-    path = cache / f"{name}-{key}.gguf"
-    shape = (source.shape[0], projection.shape[0])
+    shape = (source.shape[0], projection.shape[0] if projection else source.shape[1])
+    kind = Fitting("q8_0").type_of(shape[1])
+    made_of = [str(source.file.path.resolve()), stat.st_size, stat.st_mtime_ns, source.name, shape, kind]
+    factor = projection.data.tobytes() if projection else b""
+    path = cache / f"{name}-{hashlib.sha256(json.dumps(made_of).encode() + factor).hexdigest()[:16]}.gguf"
     if not path.is_file():
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -83,17 +90,21 @@ def _embedding(name: str, projection: TensorInfo, source: TensorInfo, cache: Pat
     return found
 
 
-def _rows(projection: TensorInfo, source: TensorInfo, kind: str) -> Iterator[NDArray[np.uint8]]:
-    factor = _native.dequantize(projection.type, projection.data, int(np.prod(projection.shape)))
-    across = factor.reshape(projection.shape).T
+def _rows(projection: TensorInfo | None, source: TensorInfo, kind: str) -> Iterator[NDArray[np.uint8]]:
+    across = None
+    if projection:
+        factor = _native.dequantize(projection.type, projection.data, int(np.prod(projection.shape)))
+        across = factor.reshape(projection.shape).T
     rows = source.shape[0]
     pool = _native.ThreadPool(os.cpu_count() or 1)
     with progress_bar("Preparing the drafter (once)", rows) as advance:
         for first in range(0, rows, _SLAB):
             count = min(_SLAB, rows - first)
-            values = read_rows(source, first, count) @ across
+            values = read_rows(source, first, count)
+            if across is not None:
+                values = values @ across
             try:
                 yield _native.quantize_weights(kind, np.ascontiguousarray(values, np.float32), pool)
             except _native.InputError as fault:
-                raise CheckpointError(f"{projection.file.path} makes no embedding: {fault}.") from None
+                raise CheckpointError(f"{(projection or source).file.path} makes no embedding: {fault}.") from None
             advance(count)

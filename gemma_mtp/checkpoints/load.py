@@ -13,7 +13,7 @@ from gemma_mtp.checkpoints.gguf import GGUF, part_names
 from gemma_mtp.checkpoints.gguf_config import config_from_gguf
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.keys import read_json
-from gemma_mtp.checkpoints.names import is_encoder, name_weights
+from gemma_mtp.checkpoints.names import file_name, is_encoder, name_weights
 from gemma_mtp.checkpoints.packed import check_layouts, is_packed, open_packed
 from gemma_mtp.checkpoints.safetensors import open_folder, open_safetensors
 from gemma_mtp.checkpoints.tensors import TensorInfo
@@ -21,7 +21,7 @@ from gemma_mtp.config import AnyConfig, ModelConfig
 from gemma_mtp.errors import CheckpointError
 
 PROJECTION = "model.embed_projection.weight"
-"""Of a compact drafter's folder: what makes its embedding of its target's."""
+"""Of a compact drafter's folder: what makes its embedding of its target's, where it is not the very same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def is_compact(path: Path) -> bool:
     """Whether a folder is a drafter's without an embedding: see checkpoints.compact. Raises CheckpointError."""
-    return (path / "model.safetensors").is_file() and PROJECTION in open_safetensors(path / "model.safetensors")
+    if not (path / "model.safetensors").is_file():
+        return False
+    tensors = open_safetensors(path / "model.safetensors")
+    return file_name("pre_projection", "hf") in tensors and file_name("embed", "hf") not in tensors
 
 
 def config_of(path: Path) -> AnyConfig:

@@ -19,15 +19,26 @@ def train(
     ] = "assistant",
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="PATH", help="Text, sources, JSONL; python (default): its library."),
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="Text, sources, JSONL; python (default): its library; itself: also what the model says unasked.",
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Tokens to learn from.")] = 400_000,
     disk: Annotated[float, typer.Option("--disk", metavar="GB", min=0, help="The most its states may take.")] = 4.0,
     minutes: Annotated[float, typer.Option("--minutes", metavar="N", min=0, help="Of training.")] = 30.0,
     hidden: Annotated[
-        int, typer.Option("--hidden", metavar="N", min=2, help="The drafter's width (heads: their MLP's).")
-    ] = 256,
-    layers: Annotated[int, typer.Option("--layers", metavar="N", min=2, max=64, help="The drafter's layers.")] = 4,
+        int | None,
+        typer.Option(
+            "--hidden",
+            metavar="N",
+            min=2,
+            help="The drafter's width (heads: their MLP's); by default the model's.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[int, typer.Option("--layers", metavar="N", min=2, max=64, help="The drafter's layers.")] = 2,
     centroids: Annotated[
         int | None,
         typer.Option("--centroids", metavar="N", min=0, help="Of its head; 0: a full head.", show_default=False),

@@ -125,10 +125,10 @@ def draft_rounds(
     if rounds < 1:
         raise ValueError(f"a text of {length} tokens has no place for rounds of {depth}")
     state = lesson.hidden[:, :rounds].flatten(0, 1)
-    projected = PROJECTION in weights
-    embedding = weights["target_output" if projected or isinstance(config, HeadsConfig) else "embed"]
+    own = "embed" in weights
+    embedding = weights["embed" if own else "target_output"]
     scored = embedding if lesson.candidates is None else embedding[lesson.candidates]
-    if projected:
+    if PROJECTION in weights and not own:
         scored = scored @ weights[PROJECTION]
     of_centroids = centroid_probs(weights, config, lesson) if config.centroids else None
     steps = []

@@ -27,18 +27,21 @@ TOKENS_A_CENTROID = 16  # their number is a multiple of this, for which the nati
 def drafter_config(
     target: ModelConfig,
     *,
-    hidden: int = 256,
-    layers: int = 4,
+    hidden: int | None = None,
+    layers: int = 2,
     mlp_width: int | None = None,
     centroids: int | None = None,
     active: int = 32,
 ) -> dict[str, Any]:
     """config.json of a drafter for `target`, as transformers has it: sliding layers, and one of full attention last.
 
-    Sizes of heads and rotation are those of the target's layers whose keys it reads. centroids: how many its head has,
+    Sizes of heads and rotation are those of the target's layers whose keys it reads. hidden: None for the target's own,
+    so that its last layers can be what the drafter starts as. centroids: how many its head has,
     of which the `active` best are looked into; None: it scores every token. Raises SettingsError.
     """
     full, sliding = _source(target, "full"), _source(target, "sliding")
+    if hidden is None:
+        hidden, mlp_width = target.hidden, mlp_width or target.layers[-1].mlp_width
     text: dict[str, Any] = {
         "model_type": "gemma4_text",
         "hidden_size": hidden,
@@ -93,42 +96,71 @@ def check_centroids(target: ModelConfig, count: int) -> None:
         )
 
 
+def inherited_layers(config: DrafterConfig, target: ModelConfig) -> list[int] | None:
+    """The target's layers that the drafter's can start as: its last ones of each kind; None where they do not fit."""
+    if config.hidden != target.hidden:
+        return None
+    left = list(enumerate(target.layers))
+    found: list[int] = []
+    for own in reversed(config.layers):
+        of_kind = [(i, layer) for i, layer in left if layer.kind == own.kind]
+        if not of_kind:
+            return None
+        i, layer = of_kind[-1]
+        if layer.experts or (layer.heads, layer.head_dim, layer.mlp_width) != (own.heads, own.head_dim, own.mlp_width):
+            return None
+        found.insert(0, i)
+        left = left[:i]
+    return found
+
+
 @torch.no_grad()
 def first_weights(
     config: DrafterConfig, target: ModelConfig, of_target: TorchWeights, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Weights to start from: random, but for the head, the centroids, and the size of queries.
+    """Weights to start from: the target's last layers where they fit, else random ones.
 
-    The drafter's embedding is not among them: it is the target's output embedding times PROJECTION [target's hidden,
-    hidden], which starts as the embedding's principal directions, so that tokens the target tells apart poorly are
-    close together here too. `with_embedding` makes it. Queries are normed as those of the target's layer that made the
-    keys, with the factor that the target's attention has and a drafter's has not.
+    The drafter's embedding is not among them, `with_embedding` makes it. After layers of the target it is the target's
+    output embedding. Else it is that times PROJECTION [target's hidden, hidden], which starts as the embedding's
+    principal directions, so that tokens the target tells apart poorly are close together here too; and queries are
+    normed as those of the target's layer that made the keys. The target's attention may have a factor that a drafter's
+    has not: its norm of queries takes that in.
     """
     weights = initial_weights(config, seed, without={"embed"})
-    for i, layer in enumerate(config.layers):
-        of_source = of_target[f"{target.kv_source(layer.kind)}.q_norm"]
-        weights[f"{i}.q_norm"] = of_source.detach() * (target.attention_scale / config.attention_scale)
     embedding = output_embedding(of_target, target).float()
-    directions = principal_directions(embedding, config.hidden)
-    embed = embedding @ directions
-    factor = config.hidden**-0.5 / embed.square().mean().sqrt()
-    weights[PROJECTION] = directions * factor
+    layers = inherited_layers(config, target)
+    if layers:
+        of_layers = [(name, *name.partition(".")[::2]) for name in weights if "." in name]
+        sources = {name: f"{layers[int(own)]}.{part}" for name, own, part in of_layers}
+        weights |= {name: of_target[source].float().clone() for name, source in sources.items() if source in of_target}
+        weights["final_norm"] = of_target["final_norm"].float().clone()
+        weights["post_projection"] = torch.eye(target.hidden)
+    else:
+        directions = principal_directions(embedding, config.hidden)
+        factor = config.hidden**-0.5 / (embedding @ directions).square().mean().sqrt()
+        weights[PROJECTION] = directions * factor
+    for own, layer in enumerate(config.layers):
+        source = layers[own] if layers else target.kv_source(layer.kind)
+        of_source = of_target[f"{source}.q_norm"].float()
+        weights[f"{own}.q_norm"] = of_source * (target.attention_scale / config.attention_scale)
     if config.centroids:
-        ordering, centroids = balanced_clusters(embed * factor, config.centroids.count, seed)
-        weights["token_ordering"], weights["centroids"] = ordering, centroids
+        embed = with_embedding(weights, embedding)["embed"]
+        weights["token_ordering"], weights["centroids"] = balanced_clusters(embed, config.centroids.count, seed)
     return weights
 
 
 def weights_of(folder: Path, config: AnyDrafterConfig) -> dict[str, Tensor]:
-    """A drafter's weights from its folder, to train on: with PROJECTION if it is compact, else with its embedding."""
+    """A drafter's weights from its folder, to train on: of a compact one without an embedding, as first_weights are."""
     tensors = open_folder(folder)
     names = {name: file_name(name, "hf") for name in weight_shapes(config)}
     if is_compact(folder):
-        names |= {"embed": load.PROJECTION}
+        del names["embed"]
+        if load.PROJECTION in tensors:
+            names[PROJECTION] = load.PROJECTION
     own = TorchWeights({name: tensors[of] for name, of in names.items()}, torch.device("cpu"), torch.float32)
     weights = {name: own[name].clone() for name in names}
-    if is_compact(folder):
-        weights[PROJECTION] = weights.pop("embed").T.contiguous()
+    if PROJECTION in weights:
+        weights[PROJECTION] = weights[PROJECTION].T.contiguous()
     return weights
 
 
@@ -139,11 +171,11 @@ def output_embedding(of_target: TorchWeights, target: ModelConfig) -> Tensor:
 
 @torch.no_grad()
 def with_embedding(weights: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
-    """Trained weights as an assistant's, with an embedding for PROJECTION. embedding: the target's output_embedding."""
-    if PROJECTION not in weights:
+    """Weights as an assistant's, with an embedding if they have none. embedding: the target's output_embedding."""
+    if "embed" in weights:
         return dict(weights)
     others = {name: value for name, value in weights.items() if name != PROJECTION}
-    return others | {"embed": embedding.float() @ weights[PROJECTION]}
+    return others | {"embed": embedding.float() @ weights[PROJECTION] if PROJECTION in weights else embedding.float()}
 
 
 def fitting_centroids(vocab: int) -> int | None:

@@ -43,9 +43,11 @@ def write_folder(
 
 
 def write_compact(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Writes a drafter as checkpoints.compact has it. weights: as they are trained, with drafter.PROJECTION."""
+    """Writes a drafter as checkpoints.compact has it. weights: as they are trained, without an embedding."""
     parsed = config_from_hf(config, "the configuration")
-    tensors = {PROJECTION: _stored(weights[drafter.PROJECTION].T, torch.float16)}
+    tensors = {}
+    if drafter.PROJECTION in weights:
+        tensors[PROJECTION] = _stored(weights[drafter.PROJECTION].T, torch.float16)
     for name in weight_shapes(parsed):
         if name != "embed":
             tensors[file_name(name, "hf")] = _stored(weights[name], torch.float16)

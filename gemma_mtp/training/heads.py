@@ -17,9 +17,9 @@ _CLUSTERED = 128  # the most directions of the embedding that tokens are cluster
 
 
 def heads_config(
-    target: ModelConfig, *, count: int = 3, width: int = 256, centroids: int | None = None, active: int = 32
+    target: ModelConfig, *, count: int = 3, width: int | None = None, centroids: int | None = None, active: int = 32
 ) -> dict[str, Any]:
-    """config.json of `count` parallel heads for `target`. width: of each head's MLP.
+    """config.json of `count` parallel heads for `target`. width: of each head's MLP, None for the target's own.
 
     centroids: as drafter_config has them. Raises SettingsError.
     """
@@ -28,7 +28,7 @@ def heads_config(
         "backbone_hidden_size": target.hidden,
         "vocab_size": target.vocab,
         "num_heads": count,
-        "intermediate_size": width,
+        "intermediate_size": width or target.hidden,
         "rms_norm_eps": target.eps,
     }
     if centroids is not None:

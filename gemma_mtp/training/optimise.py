@@ -93,14 +93,12 @@ def save_progress(path: Path, weights: Mapping[str, Tensor], progress: Progress)
         torch.save(state, out)
 
 
-def load_progress(path: Path, weights: Mapping[str, Tensor]) -> Progress | None:
-    """What save_progress kept, its weights put into `weights`; None if there is no such file."""
+def load_progress(path: Path) -> tuple[dict[str, Tensor], Progress] | None:
+    """The weights and the progress that save_progress kept, if there are any."""
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, weights_only=True)
-    for name, value in state["weights"].items():
-        weights[name].data.copy_(value)
-    return Progress(state["steps"], state["seconds"], state["adam"])
+    return state["weights"], Progress(state["steps"], state["seconds"], state["adam"])
 
 
 class Optimiser:

@@ -32,6 +32,7 @@ TOP = 16
 TEXTS_A_SHARD = 16
 WHOLE_VOCABULARY = 8192  # up to so many tokens all are compared, above only likely ones and some at random
 RANDOM_CANDIDATES = 2048
+_WAYS = ((0.5, 0, 1.0), (1.0, 0, 1.0), (1.0, 64, 0.95))  # temperature, top-k, top-p
 
 
 def sources(config: ModelConfig) -> list[int]:
@@ -48,10 +49,16 @@ def bytes_a_token(config: ModelConfig) -> int:
 @dataclass(frozen=True)
 class Recipe:
     """What the texts of the shards are: a quarter from the data, the others written by the target from how texts of the
-    data begin; of these a third greedy, the rest sampled."""
+    data begin, or from nothing.
+
+    A third each is written at temperature 1, at temperature 1 from the likeliest tokens, and nearly greedily. (Greedily
+    a small model soon repeats itself, and there is little to learn from that.) from_nothing: a third of those
+    that are written; what the target says unasked is what it knows.
+    """
 
     length: int  # tokens of a text, its prompt included
     seed: int
+    from_nothing: bool = False
 
     @staticmethod
     def is_read(number: Any) -> Any:
@@ -61,11 +68,14 @@ class Recipe:
     def text(self, number: int, tokens: NDArray[np.int64], end: int) -> tuple[int, SamplingParams]:
         """How many of a text's tokens are from the data, at most those before an `end`, and how others are chosen."""
         given = self.length
-        if not self.is_read(number):
+        if self.from_nothing and number % 4 == 3:
+            given = 1
+        elif not self.is_read(number):
             ends = np.flatnonzero(tokens == end)
             given = min(16 + 16 * (number % 3), int(ends[0]) if len(ends) and ends[0] else self.length)
-        temperature = 0.0 if number % 3 == 0 else 1.0
-        return given, SamplingParams(temperature=temperature, seed=self.seed * 1_000_003 + number, logprobs=TOP)
+        temperature, top_k, top_p = _WAYS[number % len(_WAYS)]
+        seed = self.seed * 1_000_003 + number
+        return given, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, logprobs=TOP)
 
 
 def make_shards(folder: Path, count: int, engine: Engine, windows: Windows, recipe: Recipe) -> Iterator[int]:
@@ -155,6 +165,12 @@ class Lessons:
         self._held_out = paths[len(self._paths) :]
         self._config, self._embedding, self._texts = config, output_embedding, texts
         self._seed, self._rng = seed, np.random.default_rng(seed)
+
+    def texts(self, shards: int) -> Iterator[Tensor]:
+        """int64 [texts, length] of each of some shards that `next` draws from."""
+        for path in self._paths[:: -(-len(self._paths) // shards)]:
+            with safe_open(path, "pt") as file:
+                yield file.get_tensor("tokens").long().to(self._embedding.device)
 
     def next(self) -> Lesson:
         path = self._paths[self._rng.integers(len(self._paths))]

@@ -19,7 +19,7 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
-from gemma_mtp.config import HeadsConfig, ModelConfig
+from gemma_mtp.config import DrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.engine import Engine
 from gemma_mtp.errors import SettingsError
@@ -29,21 +29,25 @@ from gemma_mtp.training.chart import chart_of_training
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import distill
 from gemma_mtp.training.drafter import (
-    PROJECTION,
     drafter_config,
     first_weights,
     fitting_centroids,
+    inherited_layers,
     output_embedding,
     weights_of,
     with_embedding,
 )
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_compact, write_folder
+from gemma_mtp.training.fitting import fit_first_matrix
 from gemma_mtp.training.heads import first_heads, heads_config
 from gemma_mtp.training.optimise import Budget, Log, load_progress, save_progress
 from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_token, make_shards
 
 PYTHON = "python"  # as data: Python's own library, which is also the default
+ITSELF = "itself"  # as data, beside other: what the target says when it is given nothing
+RATE, GENTLE_RATE = 2e-3, 5e-4
+_FITTED_SHARDS = 4
 Show = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
 
@@ -51,9 +55,10 @@ Show = Callable[[str, float], None]
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
-    training, the making of the states not counted; hidden, layers: the drafter's; centroids: of its head, 0 scoring
-    every token and None what fits, of which `active` are looked into; length: tokens of a text; texts: of
-    a lesson, of which an update takes `accumulate`.
+    training, the making of the states not counted; hidden, layers: the drafter's, a width of None being the target's,
+    with which it starts as the target's last layers; centroids: of its head, 0 scoring every token and None what fits,
+    of which `active` are looked into; length: tokens of a text; texts: of a lesson, of which an update takes
+    `accumulate`; rate: of learning, None for RATE, or GENTLE_RATE where what is trained has been trained before.
 
     kind: "assistant", or "heads" of which there are `depth`, `hidden` wide.
     init: the folder of a drafter to go on from, whose sizes then count instead of these.
@@ -65,15 +70,15 @@ class TrainSettings:
     tokens: int = 400_000
     gigabytes: float = 4.0
     minutes: float = 30.0
-    hidden: int = 256
-    layers: int = 4
+    hidden: int | None = None
+    layers: int = 2
     centroids: int | None = None
     active: int = 32
     length: int = 384
     texts: int = 3
     accumulate: int = 1
     depth: int = 3
-    rate: float = 2e-3
+    rate: float | None = None
     seed: int = 0
     threads: int | None = None
     init: str | None = None
@@ -142,24 +147,19 @@ class Training:
         settings, out = self.settings, self.out
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        log.write("start", resumed=resume, torch=torch.__version__, tokens=self.tokens)
+        log.write("start", resumed=resume, torch=torch.__version__, **asdict(settings) | {"tokens": self.tokens})
         model = Model.load(settings.target, drafter="none", threads=settings.threads)
         engine = model.engine
         assert isinstance(engine, Engine), "a model is loaded natively unless a device is named"
         texts, held_out = self._streams(model)
         weights = TorchWeights(self.checkpoint.weights, torch.device("cpu"), torch.float32)
-        recipe = Recipe(settings.length, settings.seed)
+        recipe = Recipe(settings.length, settings.seed, ITSELF in settings.data)
         for made in make_shards(out / "states", self.shards, engine, texts, recipe):
             show("The target writes and computes", made / self.shards)
         embedding = output_embedding(weights, self.target)
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
-        if self.init:
-            drafter_weights = weights_of(self.init, self.drafter)
-        elif isinstance(self.drafter, HeadsConfig):
-            drafter_weights = first_heads(self.drafter, self.target, weights, settings.seed)
-        else:
-            drafter_weights = first_weights(self.drafter, self.target, weights, settings.seed)
-        done = load_progress(out / "progress.pt", drafter_weights) if resume else None
+        kept = load_progress(out / "progress.pt") if resume else None
+        drafter_weights, done = kept or (self._start(weights, lessons, log), None)
         distill(
             self.drafter,
             drafter_weights,
@@ -169,7 +169,7 @@ class Training:
             Budget(seconds=settings.minutes * 60),
             log,
             depth=settings.depth,
-            rate=settings.rate,
+            rate=settings.rate or (GENTLE_RATE if self._is_trained() else RATE),
             accumulate=settings.accumulate,
             done=done,
             held_out=lessons.held_out,
@@ -177,7 +177,7 @@ class Training:
             save=lambda progress: save_progress(out / "progress.pt", drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
-        if PROJECTION in drafter_weights:
+        if "embed" not in drafter_weights:
             write_compact(out / "compact", self.described, drafter_weights)
         self._write_tokenizer()
         rates = self._measure(held_out, log)
@@ -215,7 +215,7 @@ class Training:
             raise SettingsError(f"{self.out} holds no training to resume.")
         if resume:
             earlier = _DEFAULTS | json.loads(path.read_text())  # which may be from before there was a setting
-            free = ("tokens", "gigabytes", "minutes", "threads")
+            free = ("data", "tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
             if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
                 raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
@@ -224,8 +224,9 @@ class Training:
 
     def _streams(self, model: Model) -> tuple[Windows, Windows]:
         settings = self.settings
-        texts: list[Text] = python_library() if PYTHON in (settings.data or [PYTHON]) else []
-        if files := [Path(path) for path in settings.data if path != PYTHON]:
+        given = [path for path in settings.data if path != ITSELF]
+        texts: list[Text] = python_library() if PYTHON in (given or [PYTHON]) else []
+        if files := [Path(path) for path in given if path != PYTHON]:
             texts += read_texts(files)
         train, held_out = split(texts)
         if not held_out:  # few and large texts: their ends are held out
@@ -247,6 +248,26 @@ class Training:
         if drawn := chart_of_training(self.out / "log.jsonl", f"A drafter for {self.settings.target}"):
             with written_whole(self.out / "training.svg") as out:
                 out.write(drawn.encode())
+
+    def _start(self, of_target: TorchWeights, lessons: Lessons, log: Log) -> dict[str, torch.Tensor]:
+        """The weights that a training starts from."""
+        if self.init:
+            return weights_of(self.init, self.drafter)
+        if isinstance(self.drafter, HeadsConfig):
+            return first_heads(self.drafter, self.target, of_target, self.settings.seed)
+        weights = first_weights(self.drafter, self.target, of_target, self.settings.seed)
+        if layers := inherited_layers(self.drafter, self.target):
+            weights["pre_projection"], explained = fit_first_matrix(
+                layers[0], self.target, of_target, lessons.texts(_FITTED_SHARDS)
+            )
+            log.write("the target's last layers, and a first matrix fitted to them", explained=explained)
+        return weights
+
+    def _is_trained(self) -> bool:
+        """Whether the weights that a training starts from are another's."""
+        return bool(
+            self.init or (isinstance(self.drafter, DrafterConfig) and inherited_layers(self.drafter, self.target))
+        )
 
     def _write_tokenizer(self) -> None:
         """The target's tokenizer beside the drafter, where the target is a folder: llama.cpp wants it."""

@@ -55,6 +55,20 @@ def test_the_embedding_is_the_targets_times_the_projection(target: Checkpoint, c
     assert np.abs(found - expected).max() <= np.abs(expected).max() / 200
 
 
+def test_without_a_projection_the_embedding_is_the_targets_own(target: Checkpoint, tmp_path: Path) -> None:
+    described = drafter_for(TARGET, centroids=True, hidden=TARGET["hidden_size"])
+    write_folder(tmp_path / "wide", described, random_weights(config_from_hf(described), seed=1))
+    edit(tmp_path / "wide", **{EMBED: None})
+    opened = open_drafter(tmp_path / "wide", target, tmp_path / "cache")
+    assert opened.weights["embed"] is target.weights["embed"]
+    assert not (tmp_path / "cache").exists()
+    described = drafter_for(TARGET, centroids=True, hidden=2 * TARGET["hidden_size"])
+    write_folder(tmp_path / "wider", described, random_weights(config_from_hf(described), seed=1))
+    edit(tmp_path / "wider", **{EMBED: None})
+    with pytest.raises(CheckpointError, match="cannot share embeddings"):
+        open_drafter(tmp_path / "wider", target, tmp_path / "cache")
+
+
 def test_it_is_made_once_for_each_target_and_projection(target: Checkpoint, compact: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     open_drafter(compact, target, cache)

@@ -90,13 +90,15 @@ def test_the_demo_is_the_same_packed(demo: Model, tmp_path: Path) -> None:
         Model.load(out, dtype="q4_0")
 
 
-def test_a_compact_drafter_opens_with_a_packed_target(tmp_path: Path) -> None:
+@pytest.mark.parametrize("projected", [True, False], ids=["projected", "as wide"])
+def test_a_compact_drafter_opens_with_a_packed_target(tmp_path: Path, projected: bool) -> None:
     target = TARGETS["E2B"]
-    write_folder(tmp_path / "target", target)
-    write_folder(tmp_path / "small", drafter_for(target, centroids=False, hidden=64))
+    width = target["hidden_size"]
+    write_folder(tmp_path / "small", drafter_for(target, centroids=False, hidden=64 if projected else width))
     tensors = load_file(tmp_path / "small/model.safetensors")
     del tensors["model.embed_tokens.weight"]
-    tensors[PROJECTION] = np.random.default_rng(0).standard_normal((64, target["hidden_size"])).astype(np.float32)
+    if projected:
+        tensors[PROJECTION] = np.random.default_rng(0).standard_normal((64, width)).astype(np.float32)
     save_file(tensors, tmp_path / "small/model.safetensors")
     made = []
     write_gguf(tmp_path / "target.gguf", config_from_hf(target), kind="Q8_0")
