@@ -54,7 +54,7 @@ def open_drafter(path: Path, target: Checkpoint, cache: Path | None = None) -> C
     source = target.weights["embed" if target.config.tied_embedding else "lm_head"]
     projection = tensors.pop(PROJECTION, None)
     if projection is None and config.hidden != config.backbone_hidden:
-        raise CheckpointError(f"{path} has no projection, and is not as wide as its target: it cannot share embeddings.")
+        raise CheckpointError(f"{path} has no projection and is not as wide as its target, whose embedding it needs.")
     if projection and (
         projection.shape != (config.hidden, config.backbone_hidden) or projection.type not in ("F32", "F16", "BF16")
     ):
