@@ -208,13 +208,14 @@ def distill(
             drafted = draft_rounds(running, config, target, lesson, depth)
             return drafted, total_loss(drafted)
 
+    drafted: list[DraftedRows] = []  # of the newest lesson
+
     def losses_of_a_step() -> Iterator[Tensor]:
         nonlocal drafted
         for _ in range(accumulate):
             drafted, loss = rounds(next_lesson())
             yield loss
 
-    drafted: list[DraftedRows] = []  # of the newest lesson
     try:
         while (progress := budget.progress(before + time.perf_counter() - start, steps)) < 1:
             losses.append(optimiser.accumulate(losses_of_a_step(), progress))

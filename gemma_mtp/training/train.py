@@ -200,10 +200,21 @@ class Training:
                 raise SettingsError(f"{self.init} is not the folder of a drafter: it has no config.json.")
             return {key: value for key, value in read_json(self.init / "config.json").items() if key != "dtype"}
         centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
-        head = {"centroids": centroids or None, "active": settings.active}
         if settings.kind == "heads":
-            return heads_config(self.target, count=settings.depth, width=settings.hidden, **head)
-        return drafter_config(self.target, hidden=settings.hidden, layers=settings.layers, **head)
+            return heads_config(
+                self.target,
+                count=settings.depth,
+                width=settings.hidden,
+                centroids=centroids or None,
+                active=settings.active,
+            )
+        return drafter_config(
+            self.target,
+            hidden=settings.hidden,
+            layers=settings.layers,
+            centroids=centroids or None,
+            active=settings.active,
+        )
 
     def _claim(self, resume: bool) -> None:
         """Makes the folder a run's, or makes sure that it is this run's."""
