@@ -188,7 +188,8 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
     convert(out / "assistant", out / "gguf" / "small-gemma4-assistant.gguf", force=True)
 
     report(out, held_out, log)
-    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file.suffix != ".pt")
+    files = [file for folder in (out, out / "assistant") for file in folder.iterdir() if file.is_file()]
+    total = sum(file.stat().st_size for file in files)
     log.write("files", megabytes=total / 1e6, minutes=round((time.perf_counter() - started) / 60, 1))
 
 
