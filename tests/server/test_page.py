@@ -19,7 +19,7 @@ PROMPT = "One, two, three, one, two, three, one, two,"
 in_a_browser = pytest.mark.skipif(not (CHROMEDRIVER and CHROMIUM), reason="Chromium and its driver are not installed")
 
 
-@pytest.fixture(params=[(1100, 800, False), (500, 800, True)], ids=["desktop", "dark and narrow"])
+@pytest.fixture(params=[(1100, 800, False), (390, 844, True)], ids=["desktop", "dark phone"])
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     browser = Browser(*request.param)
     yield browser
