@@ -9,7 +9,7 @@ answers   each request that is valid is answered in full, and always with the sa
           the status and the error object that it should have; while the server is full, 503 is an answer too
 errors    no other 5xx, no traceback in the log, nothing left running once all clients are gone
 memory    the server's own memory (RssAnon) at the end is within 5 % of that after the first fifth of the time; judged
-          from 5 minutes on, which it takes to have met every size of request
+          from 5 minutes on, and after the cache was filled once, whose memory is kept for later
 the end   what runs at SIGTERM is answered, and the server ends in time
 
 Linux only, for the memory. Exit status 1 says that something failed.
@@ -34,7 +34,9 @@ from typing import Any
 import httpx
 from peers import OURS
 
+PARALLEL = 3
 MAX_BODY = 100_000  # bytes
+LONG = 400  # tokens of answers that clients leave
 PATIENCE = 180  # seconds that any answer may take
 DRAIN = 60  # seconds
 TEXTS = (
@@ -133,6 +135,12 @@ class Soak:
             else:
                 self.outcomes[f"{visit.__name__}: {outcome}"] += 1
 
+    async def fill(self) -> None:
+        """The most that the server can have to hold at once: it keeps the cache's memory for later."""
+        most = {"prompt": max(TEXTS, key=len) * 20, "max_tokens": LONG, "logprobs": 2, "ignore_eos": True}
+        for response in await asyncio.gather(*(self.http.post("/v1/completions", json=most) for _ in range(PARALLEL))):
+            response.raise_for_status()
+
     async def wait(self) -> str:
         path, body = self.valid()
         response = await self.http.post(path, json=body)
@@ -171,7 +179,7 @@ class Soak:
     async def leave(self) -> str:
         path, body = self.valid()
         events = self.random.randrange(4)
-        async with self.http.stream("POST", path, json=body | {"stream": True, "max_tokens": 400}) as response:
+        async with self.http.stream("POST", path, json=body | {"stream": True, "max_tokens": LONG}) as response:
             if response.status_code != 200:
                 await response.aread()
                 return refused(response, 503)
@@ -184,7 +192,7 @@ class Soak:
     async def leave_before(self) -> str:
         """A whole request, and the connection is closed before its answer comes."""
         path, body = self.valid()
-        content = json.dumps(body | {"max_tokens": 400}).encode()
+        content = json.dumps(body | {"max_tokens": LONG}).encode()
         await self.raw(head(path, len(content)) + content, read=False, after=self.random.random())
         return "left"
 
@@ -292,7 +300,7 @@ async def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        limits = ["--parallel", "3", "--max-queue", "6", "--max-body", str(MAX_BODY), "--drain", str(DRAIN)]
+        limits = ["--parallel", str(PARALLEL), "--max-queue", "6", "--max-body", str(MAX_BODY), "--drain", str(DRAIN)]
         with log.open("w") as out:
             command = [*OURS, "serve", "-m", args.model, "-t", str(args.threads), "-c", "2048", *limits, "--port", "0"]
             process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out)
@@ -310,6 +318,7 @@ async def main() -> None:
 async def watch(args: argparse.Namespace, process: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
     """Runs the clients beside a server and says what became of it."""
     soak = Soak(await address(process, log), args.seed)
+    await soak.fill()
     clients = [asyncio.ensure_future(soak.client()) for _ in range(args.clients)]
     memory: list[float] = []
     end, every = time.monotonic() + 60 * args.minutes, min(5.0, 60 * args.minutes / 30)
