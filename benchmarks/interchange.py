@@ -11,17 +11,14 @@ sources (models/ggml-vocab-gemma-4.gguf). Prints a line a check, one JSON object
 import argparse
 import json
 import math
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import torch
 import transformers
+from llama_server import LlamaServer, version
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,6 +27,7 @@ from gemma_mtp.checkpoints.demo import demo_path
 from gemma_mtp.checkpoints.gguf import GGUF
 
 STEPS = 32
+EXACT = ["-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "2"]  # in float32 where the weights do not say otherwise
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
@@ -70,9 +68,8 @@ def main() -> None:
 
 
 def check(server: Path, vocab: Path, folder: Path) -> dict:
-    version = subprocess.run([server, "--version"], capture_output=True, text=True)
     found = {
-        "llama.cpp": (version.stdout + version.stderr).strip().splitlines()[0],
+        "llama.cpp": version(server),
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "checks": [],
@@ -86,14 +83,14 @@ def check(server: Path, vocab: Path, folder: Path) -> dict:
         for kind in ("f32", "f16"):
             file = folder / f"{name}.{kind}.gguf"
             convert(folder / name, file, kind)
-            with LlamaServer(server, file) as peer:
+            with LlamaServer(server, file, EXACT) as peer:
                 tokens = compare(found, f"{name} {kind}", peer, tokenizer, reference(folder / name, kind), file)
     make_drafter(folder / "drafter", config, library_tokenizer(vocab))
     convert(folder / "drafter", folder / "drafter.gguf", "f16")
     drafting = ["-md", str(folder / "drafter.gguf"), "--spec-type", "draft-mtp", "--spec-draft-n-max", "4"]
-    with LlamaServer(server, folder / "gemma4.f16.gguf", drafting) as peer:
+    with LlamaServer(server, folder / "gemma4.f16.gguf", EXACT + drafting) as peer:
         for text, expected in zip(TEXTS, tokens, strict=True):
-            answer = peer.complete([2, *tokenizer.encode(text, add_special_tokens=False).ids])
+            answer = peer.complete([2, *tokenizer.encode(text, add_special_tokens=False).ids], STEPS)
             drafted = answer["timings"].get("draft_n", 0)
             more = {"drafted": drafted, "accepted": answer["timings"].get("draft_n_accepted", 0)}
             report(found, "gemma4 f16 with drafter", answer["tokens"] == expected and drafted > 0, **more)
@@ -101,7 +98,7 @@ def check(server: Path, vocab: Path, folder: Path) -> dict:
 
 
 def compare(
-    found: dict, name: str, peer: "LlamaServer", tokenizer: Tokenizer, model: torch.nn.Module, file: Path
+    found: dict, name: str, peer: LlamaServer, tokenizer: Tokenizer, model: torch.nn.Module, file: Path
 ) -> list[list[int]]:
     """Compares tokens of text and of greedy decoding; returns llama.cpp's."""
     decoded = []
@@ -109,7 +106,7 @@ def compare(
     for text in TEXTS:
         ids = [2, *tokenizer.encode(text, add_special_tokens=False).ids]
         report(found, f"{name} tokens of {text[:20]!r}", peer.tokenize(text) == ids)
-        theirs = peer.complete(ids)["tokens"]
+        theirs = peer.complete(ids, STEPS)["tokens"]
         with torch.inference_mode():
             whole = model.generate(torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
             expected = whole[0, len(ids) :].tolist()
@@ -218,51 +215,6 @@ def find_vocab(binaries: Path) -> Path:
             if file.is_file():
                 return file
     sys.exit("ggml-vocab-gemma-4.gguf is not near --llama-cpp: give it with --gemma4-vocab.")
-
-
-class LlamaServer:
-    """llama-server on a free port, computing in float32 where the weights do not say otherwise."""
-
-    def __init__(self, server: Path, model: Path, more: list[str] | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        exact = ["-fa", "off", "-ctk", "f32", "-ctv", "f32", "-c", "1024", "-np", "1", "-t", "2", "--no-warmup"]
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the server
-        command = [server, "-m", model, "--port", str(port), *exact, *(more or [])]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
-
-    def __enter__(self) -> "LlamaServer":
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.url}/health"):
-                    return self
-            except (urllib.error.URLError, ConnectionError):
-                if self.process.poll() is not None:
-                    self.log.seek(0)
-                    sys.exit(self.log.read().decode(errors="replace")[-3000:] + "\nllama-server ended.")
-                time.sleep(0.3)
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait()
-        self.log.close()
-
-    def tokenize(self, text: str) -> list[int]:
-        return self.ask("tokenize", content=text, add_special=True)["tokens"]
-
-    def complete(self, ids: list[int]) -> dict:
-        return self.ask(
-            "completion", prompt=ids, n_predict=STEPS, temperature=0, return_tokens=True, cache_prompt=False,
-            samplers=["top_k"], top_k=1,
-        )  # fmt: skip
-
-    def ask(self, place: str, **content: object) -> dict:
-        body = json.dumps(content).encode()
-        request = urllib.request.Request(f"{self.url}/{place}", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ that share keys and values and have a double-wide MLP, sliding and full attentio
 RoPE, a soft-cap, a scalar a layer. Its drafter learns from text that the target wrote and from the sources.
 
 OUT is the target as a Hugging Face folder, OUT/assistant its drafter, OUT/gguf both as GGUF. OUT/log.jsonl holds the
-figures of the run, OUT/training.json how it was made. With --minutes 1 the pair is poor but works.
+figures of the run, OUT/training.json how it was made. With --minutes 1 the pair is poor but works. A run that was
+stopped goes on with --resume, and one that has ended does too, given more minutes: OUT/progress is kept for that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -39,16 +41,26 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.training.data import Text, Windows, python_library, split, token_stream
 from gemma_mtp.training.distill import distill, lesson_of
-from gemma_mtp.training.drafter import drafter_config, first_weights, output_embedding, with_embedding
-from gemma_mtp.training.evaluate import acceptance, generate
+from gemma_mtp.training.drafter import (
+    drafter_config,
+    first_weights,
+    inherited_layers,
+    output_embedding,
+    with_embedding,
+)
+from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import rounded, write_folder
-from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
+from gemma_mtp.training.fitting import fit_first_matrix
+from gemma_mtp.training.optimise import Budget, Log, initial_weights, load_progress, on_device, save_progress
 from gemma_mtp.training.pretrain import pretrain
+from gemma_mtp.training.states import TOP, write
 
 VOCAB = 4096
-CENTROIDS, ACTIVE = 128, 64  # so small a target is unsure: the best 16 hold three quarters of what it may say, 64 93 %
 LENGTH = 384  # tokens of a training window
 SEQUENCES = 3  # windows a step
+TOGETHER = 16  # texts that the target writes at once
+FITTED = 16  # steps' texts that the first matrix of the drafter is fitted to
+RATE = 1e-3  # of the drafter's learning
 SHARES = {"target": 0.55, "sampling": 0.1, "drafter": 0.35}  # of the time
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 PAD, EOS, BOS = 0, 1, 2
@@ -89,16 +101,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="how long to train (default 10)")
     parser.add_argument("--threads", type=int, help="of PyTorch; on a machine with other work 1 is fastest")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    make_pair(args.out, args.minutes, args.seed)
+    make_pair(args.out, args.minutes, args.seed, args.resume)
 
 
-def make_pair(out: Path, minutes: float, seed: int) -> None:
+def make_pair(out: Path, minutes: float, seed: int, resume: bool = False) -> None:
     """Trains both models and writes all files."""
     (out / "assistant").mkdir(parents=True, exist_ok=True)
-    (out / "log.jsonl").unlink(missing_ok=True)
+    if not resume:
+        (out / "log.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(out / "progress", ignore_errors=True)
     with Log(out / "log.jsonl", tell=print) as log:
         train_pair(out, minutes, seed, log)
     made = {"minutes": minutes, "seed": seed, "shares": SHARES, "length": LENGTH, "sequences": SEQUENCES}
@@ -110,7 +125,9 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
     started = time.perf_counter()
     seconds = {part: 60 * minutes * share for part, share in SHARES.items()}
     texts, held_out_texts = split(python_library())
-    tokenizer = train_tokenizer(texts)
+    kept = out / "progress"
+    made = out / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(made)) if kept.exists() and made.exists() else train_tokenizer(texts)
     write_tokenizer(tokenizer, out)
     write_tokenizer(tokenizer, out / "assistant")
     tokens, held_out = (
@@ -121,40 +138,57 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
 
     target = config_from_hf(TARGET)
     assert isinstance(target, ModelConfig)
-    weights = initial_weights(target, seed)
-    windows = Windows(tokens, LENGTH, BOS, seed)
+    weights, done = load_progress(kept / "target.pt") or (initial_weights(target, seed), None)
     pretrain(
         target,
         weights,
-        windows,
+        Windows(tokens, LENGTH, BOS, seed + (done.steps if done else 0)),
         Windows(held_out, LENGTH, BOS, seed),
         Budget(seconds["target"]),
         log,
         sequences=SEQUENCES,
+        done=done,
+        save=lambda progress: save_progress(kept / "target.pt", weights, progress),
     )
     write_folder(out, TARGET, weights)
 
-    own = sampled_text(out, windows, seconds["sampling"], log)
-    described = drafter_config(target, hidden=96, centroids=CENTROIDS, active=ACTIVE)
+    windows = Windows(tokens, LENGTH, BOS, seed + 1)
+    own = Windows(written_by(out, windows, seconds["sampling"], log), LENGTH, BOS, seed)
+    described = drafter_config(target)  # with a full head, which llama.cpp reads too
     drafter = config_from_hf(described)
     assert isinstance(drafter, DrafterConfig)
     target_weights = rounded(weights)
     running = on_device(target_weights)
-    drafter_weights = first_weights(drafter, target, running, seed)
-    own_windows = Windows(own, LENGTH, BOS, seed)
 
-    def next_lesson():
-        batch = np.concatenate([own_windows.batch(SEQUENCES - 1), windows.batch(1)])
-        return lesson_of(running, target, torch.from_numpy(batch))
+    def texts_to_learn() -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([own.batch(SEQUENCES - 1), windows.batch(1)]))
 
-    distill(drafter, drafter_weights, target, running, next_lesson, Budget(seconds["drafter"]), log)
+    drafter_weights, done = load_progress(kept / "drafter.pt") or (first_weights(drafter, target, running, seed), None)
+    if not done:
+        first, _ = inherited_layers(drafter, target) or ()
+        texts_to_fit = (texts_to_learn() for _ in range(FITTED))
+        drafter_weights["pre_projection"], explained = fit_first_matrix(first, target, running, texts_to_fit)
+        log.write("drafter started as the target's last layers", explained=explained)
+
+    distill(
+        drafter,
+        drafter_weights,
+        target,
+        running,
+        lambda: lesson_of(running, target, texts_to_learn()),
+        Budget(seconds["drafter"]),
+        log,
+        rate=RATE,
+        done=done,
+        save=lambda progress: save_progress(kept / "drafter.pt", drafter_weights, progress),
+    )
     write_folder(out / "assistant", described, with_embedding(drafter_weights, output_embedding(running, target)))
     (out / "gguf").mkdir(exist_ok=True)
     convert(out, out / "gguf" / "small-gemma4.gguf", force=True)
     convert(out / "assistant", out / "gguf" / "small-gemma4-assistant.gguf", force=True)
 
     report(out, held_out, log)
-    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file.suffix != ".pt")
     log.write("files", megabytes=total / 1e6, minutes=round((time.perf_counter() - started) / 60, 1))
 
 
@@ -193,24 +227,24 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def sampled_text(folder: Path, windows: Windows, seconds: float, log: Log) -> np.ndarray:
-    """int32 [tokens]: what the target says after pieces of its texts, two thirds sampled and one third greedy."""
-    model = Model.load(folder, drafter="none", threads=1)  # more only wait for each other at this size
-    parts: list[list[int]] = []
+def written_by(folder: Path, windows: Windows, seconds: float, log: Log) -> np.ndarray:
+    """int32 [tokens]: how the target goes on from pieces of its texts, a third nearly greedily, the rest sampled."""
+    engine = Model.load(folder, drafter="none", threads=1).engine  # more only wait for each other at this size
+    parts: list[np.ndarray] = []
     start = time.perf_counter()
-    tokens = 0
-    while time.perf_counter() - start < seconds or tokens < LENGTH:
-        prompt = windows.batch(1)[0, : 32 + 16 * (len(parts) % 4)].tolist()
-        params = SamplingParams(
-            max_tokens=LENGTH - len(prompt) if len(parts) % 3 else 96,
-            temperature=1.0 if len(parts) % 3 else 0.0,
-            seed=len(parts),
-            ignore_eos=True,
-        )
-        parts.append(prompt + generate(model, prompt, params).tokens)
-        tokens += len(parts[-1])
-    log.write("target sampled", texts=len(parts), tokens=tokens, seconds=round(time.perf_counter() - start, 1))
-    return np.concatenate([np.array(part, np.int32) for part in parts])
+    while time.perf_counter() - start < seconds or not parts:
+        numbers = range(TOGETHER * len(parts), TOGETHER * (len(parts) + 1))
+        how = [
+            (
+                16 + 16 * (number % 3),
+                SamplingParams(temperature=0.3 if number % 3 == 0 else 1.0, seed=number, logprobs=TOP),
+            )
+            for number in numbers
+        ]
+        parts.append(write(engine, windows.batch(TOGETHER), how)["tokens"].numpy().flatten())
+    tokens = np.concatenate(parts)
+    log.write("target wrote", tokens=len(tokens), seconds=round(time.perf_counter() - start, 1))
+    return tokens
 
 
 def report(folder: Path, held_out: np.ndarray, log: Log) -> None:

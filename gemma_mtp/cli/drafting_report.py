@@ -80,6 +80,28 @@ def report_gains(
     return described, measured, found
 
 
+def card_section(model: Model, tokens: int = 64) -> str:
+    """Measures the nine kinds once and briefly, and says it in Markdown, as a section of a drafter's card."""
+    from gemma_mtp.measuring.speed import gains, summaries
+
+    measured = list(gains(model, tokens, DEPTH, repeats=1))
+    depths = " | ".join(f"depth {depth + 1}" for depth in range(DEPTH))
+    lines = [
+        "## By kind of prompt\n",
+        f"{tokens} tokens each, {model.threads} threads; sampled: temperature 1, top-k 64, top-p 0.95. Acceptance at a "
+        "fixed depth; speed of automatic drafting, prompt lookup included, over plain decoding, measured once "
+        "(`gemma-mtp eval-drafter` measures it longer).\n",
+        f"| | {depths} | speed-up |\n|---|{'---|' * DEPTH}---|",
+        *(_card_row(f"{gain.decoding}, {gain.kind}", gain.acceptance, gain.speed_up) for gain in measured),
+        *(_card_row(f"{name}, all", of.acceptance, of.mean) for name, of in summaries(measured).items()),
+    ]
+    return "\n".join(lines)
+
+
+def _card_row(name: str, acceptance: Acceptance, speed_up: float) -> str:
+    return f"| {name} | {' | '.join(f'{rate:.2f}' for rate in acceptance.rates)} | {speed_up:.2f} |"
+
+
 def gain_line(gain: Gain) -> str:
     speed = f"{gain.plain:7.1f} {gain.auto:7.1f} {gain.speed_up:8.2f}{'' if gain.same else '  OTHER TOKENS'}"
     return f"{gain.decoding:8} {gain.kind:11} {_both(gain)} {speed}"

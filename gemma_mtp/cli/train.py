@@ -2,16 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from gemma_mtp.cli import drafting_report
 from gemma_mtp.errors import SettingsError
 
 
 def train(
     target: Annotated[str, typer.Option("--target", metavar="MODEL", help="The model to train a drafter for.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the drafter goes.")],
+    kind: Annotated[
+        Literal["assistant", "heads"],
+        typer.Option("--kind", help="Google's MTP drafter, or three parallel heads on the target's last hidden state."),
+    ] = "assistant",
     data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -26,7 +31,11 @@ def train(
     hidden: Annotated[
         int | None,
         typer.Option(
-            "--hidden", metavar="N", min=2, help="The drafter's width; by default the model's.", show_default=False
+            "--hidden",
+            metavar="N",
+            min=2,
+            help="The drafter's width (heads: their MLP's); by default the model's.",
+            show_default=False,
         ),
     ] = None,
     layers: Annotated[int, typer.Option("--layers", metavar="N", min=2, max=64, help="The drafter's layers.")] = 2,
@@ -36,6 +45,9 @@ def train(
     ] = None,
     active: Annotated[int, typer.Option("--active", metavar="N", min=1, help="Centroids looked into a step.")] = 32,
     length: Annotated[int, typer.Option("--length", metavar="N", min=64, help="Tokens of a text.")] = 384,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", metavar="N", min=1, help="Batches of an update, one after another.")
+    ] = 1,
     init: Annotated[
         str | None,
         typer.Option("--init", metavar="DIR", help="A drafter to go on from.", show_default=False),
@@ -44,6 +56,9 @@ def train(
     threads: Annotated[int | None, typer.Option("--threads", "-t", metavar="N", min=1, show_default=False)] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write the drafter as GGUF.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in DIR.")] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed/--no-speed", help="At the end, measure what it gains by kind of prompt.")
+    ] = True,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
 ) -> None:
     """Train a drafter for a target.
@@ -57,6 +72,7 @@ def train(
     # PyTorch's threads otherwise spin while they wait, and with other work on the machine that is most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        from gemma_mtp import Model
         from gemma_mtp.training.train import Training, TrainSettings
     except ModuleNotFoundError as missing:
         if missing.name != "torch":
@@ -65,6 +81,7 @@ def train(
 
     settings = TrainSettings(
         target=target,
+        kind=kind,
         data=tuple(str(path) for path in data or ()),
         tokens=tokens,
         gigabytes=disk,
@@ -74,10 +91,13 @@ def train(
         centroids=centroids,
         active=active,
         length=length,
+        accumulate=accumulate,
         seed=seed,
         threads=threads,
         init=init,
     )
+    if gguf and kind == "heads":
+        raise SettingsError("GGUF has no form for parallel heads: leave --gguf out.")
     training = Training(settings, out)
     console = Console(stderr=True)
     print(training.plan())
@@ -99,6 +119,8 @@ def train(
                 bar.update(tasks[what], completed=share)  # type: ignore[arg-type]
 
             training.run(resume, show, lambda line: console.print(line, highlight=False))
+        if speed:
+            training.add_to_card(drafting_report.card_section(Model.load(target, drafter=out, threads=threads)))
     except KeyboardInterrupt:
         print(f"Stopped. What there is was kept in {out}: go on with --resume.")
         raise typer.Exit(130) from None

@@ -5,6 +5,8 @@ the token at p + 1, step j the one at p + j; from step 2 on the drafter is fed i
 from position p and see the target's keys before p. Here a round starts at every position of a text at once, and the
 token that step j is fed is the text's: on text that the target wrote itself, that is what an accepted draft is.
 
+Parallel heads (models/heads.py) make all steps of a round from the target's state alone, head j the token at p + j.
+
 The loss of a step is the cross-entropy to the target's distribution ("knowledge distillation", Hinton et al. 2015,
 arXiv 1503.02531), so it is least where the two agree; a step deeper counts DEPTH_WEIGHT times as much.
 """
@@ -12,25 +14,24 @@ arXiv 1503.02531), so it is least where the two agree; a step deeper counts DEPT
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.config import AnyDrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.models.assistant import draft_step
+from gemma_mtp.models.heads import head
 from gemma_mtp.ops.torch import Pass, PassCache, TorchOps, TorchWeights
 from gemma_mtp.training.drafter import PROJECTION, output_embedding
-from gemma_mtp.training.optimise import Budget, Log, Optimiser, has_bfloat16, on_device
+from gemma_mtp.training.optimise import SAVE_SECONDS, Budget, Log, Optimiser, Progress, has_bfloat16, on_device
 from gemma_mtp.training.pretrain import run_target
 
 DEPTH_WEIGHT = 0.8
 CENTROID_WEIGHT = 0.3
-SAVE_SECONDS = 120.0
 _LOG_EVERY = 20  # steps
 _HELD_OUT_EVERY = 5  # lines of the log
 
@@ -83,15 +84,6 @@ class DraftedRows:
         return greedy, (shared / (2 - shared)).mean().item()
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a training is: what it has used of its budget, and the state of its optimiser."""
-
-    steps: int
-    seconds: float
-    adam: dict[str, Any]
-
-
 class DistillingOps(TorchOps):
     """TorchOps whose head scores the tokens asked for, whatever head the drafter has: as training needs it.
 
@@ -121,7 +113,7 @@ def lesson_of(weights: TorchWeights, config: ModelConfig, tokens: Tensor) -> Les
 
 
 def draft_rounds(
-    weights: TorchWeights, config: DrafterConfig, target: ModelConfig, lesson: Lesson, depth: int
+    weights: TorchWeights, config: AnyDrafterConfig, target: ModelConfig, lesson: Lesson, depth: int
 ) -> list[DraftedRows]:
     """The steps of rounds that start at every position of the lesson that has `depth` tokens after it.
 
@@ -144,17 +136,19 @@ def draft_rounds(
         newest = lesson.tokens[:, 1 + step : 1 + step + rounds].flatten()
         rows = Pass(newest, 1, lesson.cache, outputs=len(newest), hidden=state, sequences=sequences)
         ops = DistillingOps(weights, config.eps, rows, scored)
-        drafted = draft_step(ops, config, target)
-        state = drafted.hidden
+        if isinstance(config, HeadsConfig):
+            logits = head(ops, config, step, state)
+        else:
+            logits, state = draft_step(ops, config, target)
         place = slice(1 + step, 1 + step + rounds)
         probs = lesson.probs[:, place].flatten(0, 1)
         together = None if of_centroids is None else of_centroids[:, place].flatten(0, 1)
-        steps.append(DraftedRows(drafted.logits, probs, ops.centroid_scores, together))
+        steps.append(DraftedRows(logits, probs, ops.centroid_scores, together))
     return steps
 
 
 @torch.no_grad()
-def centroid_probs(weights: TorchWeights, config: DrafterConfig, lesson: Lesson) -> Tensor:
+def centroid_probs(weights: TorchWeights, config: AnyDrafterConfig, lesson: Lesson) -> Tensor:
     """float32 [sequences, length, centroids]: the target's probability of each centroid's tokens together."""
     assert config.centroids
     ordering, count = weights["token_ordering"], config.centroids.count
@@ -169,7 +163,7 @@ def centroid_probs(weights: TorchWeights, config: DrafterConfig, lesson: Lesson)
 
 
 def distill(
-    config: DrafterConfig,
+    config: AnyDrafterConfig,
     weights: dict[str, Tensor],
     target: ModelConfig,
     of_target: TorchWeights,
@@ -179,6 +173,7 @@ def distill(
     *,
     depth: int = 3,
     rate: float = 3e-3,
+    accumulate: int = 1,
     mixed: bool | None = None,
     done: Progress | None = None,
     held_out: Callable[[], Iterable[Lesson]] = tuple,
@@ -187,14 +182,14 @@ def distill(
 ) -> None:
     """Trains `weights` in place. of_target: the target's, for their embeddings.
 
-    mixed: whether matrices are multiplied in bfloat16; None: where that is faster. done: where an earlier run that
-    `save` kept stopped, to go on from (with that run's weights). held_out: gives lessons that next_lesson never does,
-    of which the loss and the agreement are logged now and then. show: called after every step, with the share of the
-    budget that is used. save: called every SAVE_SECONDS, when the budget is used up, and when an error or Ctrl-C ends
-    the training.
+    accumulate: how many lessons an update is made of, one after another. mixed: whether matrices are multiplied in
+    bfloat16; None: where that is faster. done: where an earlier run that `save` kept stopped, to go on from (with that
+    run's weights). held_out: gives lessons that next_lesson never does, of which the loss and the agreement are logged
+    now and then. show: called after every update, with the share of the budget that is used. save: called every
+    SAVE_SECONDS, when the budget is used up, and when an error or Ctrl-C ends the training.
     """
     optimiser = Optimiser(weights, rate)
-    device = weights["pre_projection"].device
+    device = optimiser.trained[0].device
     mixed = has_bfloat16(device) if mixed is None else mixed
     shared = {"target_embed": of_target["embed"].detach(), "target_output": output_embedding(of_target, target)}
     running = on_device(weights, shared)
@@ -213,12 +208,18 @@ def distill(
             drafted = draft_rounds(running, config, target, lesson, depth)
             return drafted, total_loss(drafted)
 
+    drafted: list[DraftedRows] = []  # of the newest lesson
+
+    def losses_of_a_step() -> Iterator[Tensor]:
+        nonlocal drafted
+        for _ in range(accumulate):
+            drafted, loss = rounds(next_lesson())
+            yield loss
+
     try:
         while (progress := budget.progress(before + time.perf_counter() - start, steps)) < 1:
-            drafted, loss = rounds(next_lesson())
-            optimiser.step(loss, progress)
+            losses.append(optimiser.accumulate(losses_of_a_step(), progress))
             steps += 1
-            losses.append(loss.item())
             show(progress)
             if time.perf_counter() - saved > SAVE_SECONDS:
                 save(now())
@@ -253,7 +254,7 @@ def _judged(
     return {name: of[0] if name == "loss" else of for name, of in means.items()}
 
 
-def _reach(rows: DraftedRows, config: DrafterConfig) -> float:
+def _reach(rows: DraftedRows, config: AnyDrafterConfig) -> float:
     """The target's probability of all tokens that the drafter's head can propose: of the centroids it chooses."""
     if not config.centroids or rows.centroid_scores is None or rows.centroid_probs is None:
         return 1.0

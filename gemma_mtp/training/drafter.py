@@ -15,7 +15,7 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.load import is_compact
 from gemma_mtp.checkpoints.names import file_name, weight_shapes
 from gemma_mtp.checkpoints.safetensors import open_folder
-from gemma_mtp.config import DrafterConfig, LayerKind, ModelConfig, RopeConfig
+from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, LayerKind, ModelConfig, RopeConfig
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.optimise import initial_weights
@@ -79,16 +79,21 @@ def drafter_config(
         "text_config": text,
     }
     if centroids is not None:
-        if target.vocab % (TOKENS_A_CENTROID * centroids):
-            raise SettingsError(
-                f"{centroids} centroids cannot share {target.vocab} tokens in sixteens: "
-                f"use a number that divides {target.vocab // TOKENS_A_CENTROID}."
-            )
+        check_centroids(target, centroids)
         config |= {"num_centroids": centroids, "centroid_intermediate_top_k": min(active, centroids)}
     parsed = config_from_hf(config, "the drafter's configuration")
     assert isinstance(parsed, DrafterConfig)
     parsed.check_target(target)
     return config
+
+
+def check_centroids(target: ModelConfig, count: int) -> None:
+    """Raises SettingsError when so many centroids cannot share the target's tokens."""
+    if target.vocab % (TOKENS_A_CENTROID * count):
+        raise SettingsError(
+            f"{count} centroids cannot share {target.vocab} tokens in sixteens: "
+            f"use a number that divides {target.vocab // TOKENS_A_CENTROID}."
+        )
 
 
 def inherited_layers(config: DrafterConfig, target: ModelConfig) -> list[int] | None:
@@ -131,7 +136,7 @@ def first_weights(
         weights["final_norm"] = of_target["final_norm"].float().clone()
         weights["post_projection"] = torch.eye(target.hidden)
     else:
-        directions = _principal_directions(embedding, config.hidden)
+        directions = principal_directions(embedding, config.hidden)
         factor = config.hidden**-0.5 / (embedding @ directions).square().mean().sqrt()
         weights[PROJECTION] = directions * factor
     for own, layer in enumerate(config.layers):
@@ -144,7 +149,7 @@ def first_weights(
     return weights
 
 
-def weights_of(folder: Path, config: DrafterConfig) -> dict[str, Tensor]:
+def weights_of(folder: Path, config: AnyDrafterConfig) -> dict[str, Tensor]:
     """A drafter's weights from its folder, to train on: of a compact one without an embedding, as first_weights are."""
     tensors = open_folder(folder)
     names = {name: file_name(name, "hf") for name in weight_shapes(config)}
@@ -225,7 +230,7 @@ def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.indices[:, 0] for part in parts]), distances[:, -1] - distances[:, 0]
 
 
-def _principal_directions(x: Tensor, width: int) -> Tensor:
+def principal_directions(x: Tensor, width: int) -> Tensor:
     """[columns, width] of x [rows, columns], the largest first; random ones once there are no more."""
     columns = x.shape[1]
     _, directions = torch.linalg.eigh(x.T @ x)  # ascending

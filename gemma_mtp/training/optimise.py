@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
+from gemma_mtp.checkpoints.files import written_whole
 from gemma_mtp.checkpoints.names import weight_shapes
 from gemma_mtp.config import DrafterConfig, ModelConfig
 from gemma_mtp.ops.torch import TorchWeights
+
+SAVE_SECONDS = 120.0  # between two times that a training's progress is kept
 
 
 def initial_weights(
@@ -73,6 +77,30 @@ class Budget:
         return min(1.0, max(shares))
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: what it has used of its budget, and the state of its optimiser."""
+
+    steps: int
+    seconds: float
+    adam: dict[str, Any]
+
+
+def save_progress(path: Path, weights: Mapping[str, Tensor], progress: Progress) -> None:
+    state = {"weights": weights, "steps": progress.steps, "seconds": progress.seconds, "adam": progress.adam}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as out:
+        torch.save(state, out)
+
+
+def load_progress(path: Path) -> tuple[dict[str, Tensor], Progress] | None:
+    """The weights and the progress that save_progress kept, if there are any."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state["weights"], Progress(state["steps"], state["seconds"], state["adam"])
+
+
 class Optimiser:
     """AdamW over the floating-point weights of a dictionary: linear warm-up, cosine decay to a twentieth, clipping.
 
@@ -97,12 +125,23 @@ class Optimiser:
         return self._rate * min(1.0, (progress + 1e-3) / self.WARM_UP) * falling
 
     def step(self, loss: Tensor, progress: float) -> None:
+        self.accumulate((loss,), progress)
+
+    def accumulate(self, losses: Iterable[Tensor], progress: float) -> float:
+        """One step along the mean of losses that are computed one after another; returns that mean."""
         self.adam.zero_grad()
-        loss.backward()
+        values = []
+        for loss in losses:
+            loss.backward()
+            values.append(loss.item())
+        for weight in self.trained:
+            if weight.grad is not None:
+                weight.grad /= len(values)
         torch.nn.utils.clip_grad_norm_(self.trained, self._clip)
         for group in self.adam.param_groups:
             group["lr"] = self.rate(progress)
         self.adam.step()
+        return fmean(values)
 
 
 class Log:

@@ -19,7 +19,7 @@ from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.keys import read_json
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
-from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.config import DrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.engine import Engine
 from gemma_mtp.errors import SettingsError
@@ -27,7 +27,7 @@ from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.chart import chart_of_training
 from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
-from gemma_mtp.training.distill import Progress, distill
+from gemma_mtp.training.distill import distill
 from gemma_mtp.training.drafter import (
     drafter_config,
     first_weights,
@@ -40,7 +40,8 @@ from gemma_mtp.training.drafter import (
 from gemma_mtp.training.evaluate import acceptance
 from gemma_mtp.training.export import write_compact, write_folder
 from gemma_mtp.training.fitting import fit_first_matrix
-from gemma_mtp.training.optimise import Budget, Log
+from gemma_mtp.training.heads import first_heads, heads_config
+from gemma_mtp.training.optimise import Budget, Log, load_progress, save_progress
 from gemma_mtp.training.states import TEXTS_A_SHARD, Lessons, Recipe, bytes_a_token, make_shards
 
 PYTHON = "python"  # as data: Python's own library, which is also the default
@@ -56,13 +57,15 @@ class TrainSettings:
     """How to train. tokens: of text to learn from; gigabytes: the most that its states may take on disk; minutes: of
     training, the making of the states not counted; hidden, layers: the drafter's, a width of None being the target's,
     with which it starts as the target's last layers; centroids: of its head, 0 scoring every token and None what fits,
-    of which `active` are looked into; length: tokens of a text; texts: of a step; rate: of
-    learning, None for RATE, or GENTLE_RATE where what is trained has been trained before.
+    of which `active` are looked into; length: tokens of a text; texts: of a lesson, of which an update takes
+    `accumulate`; rate: of learning, None for RATE, or GENTLE_RATE where what is trained has been trained before.
 
+    kind: "assistant", or "heads" of which there are `depth`, `hidden` wide.
     init: the folder of a drafter to go on from, whose sizes then count instead of these.
     """
 
     target: str
+    kind: str = "assistant"
     data: tuple[str, ...] = ()
     tokens: int = 400_000
     gigabytes: float = 4.0
@@ -73,11 +76,15 @@ class TrainSettings:
     active: int = 32
     length: int = 384
     texts: int = 3
+    accumulate: int = 1
     depth: int = 3
     rate: float | None = None
     seed: int = 0
     threads: int | None = None
     init: str | None = None
+
+
+_DEFAULTS = json.loads(json.dumps(asdict(TrainSettings(target=""))))
 
 
 class Training:
@@ -92,8 +99,8 @@ class Training:
         self.init = Path(settings.init) if settings.init else None
         self.described = self._described()
         drafter = config_from_hf(self.described, self.init or "the drafter's configuration")
-        if not isinstance(drafter, DrafterConfig):
-            raise SettingsError(f"{self.init} is no assistant that can be trained further.")
+        if isinstance(drafter, ModelConfig):
+            raise SettingsError(f"{self.init} is no drafter that can be trained further.")
         drafter.check_target(self.target)
         self.drafter = drafter
         if settings.length > self.target.context:
@@ -109,12 +116,16 @@ class Training:
     def plan(self) -> str:
         """What a run will do, for people."""
         settings, drafter = self.settings, self.drafter
+        if isinstance(drafter, HeadsConfig):
+            body = f"{drafter.count} parallel heads, {drafter.width} wide"
+        else:
+            body = f"{len(drafter.layers)} layers, hidden {drafter.hidden}"
         head = f"{drafter.centroids.count} centroids" if drafter.centroids else "a full head"
         disk = self.tokens * bytes_a_token(self.target) / 1e9
         target = f"{self.target.family}, hidden {self.target.hidden}, {self.target.vocab} tokens"
         lines = [
             f"Target   {settings.target}: {target}",
-            f"Drafter  {len(drafter.layers)} layers, hidden {drafter.hidden}, {head}",
+            f"Drafter  {body}, {head}",
             *([f"From     {self.init}"] if self.init else []),
             f"Data     {', '.join(settings.data or [PYTHON])}",
             f"Tokens   {self.tokens:,}, three quarters written by the target",
@@ -147,8 +158,8 @@ class Training:
             show("The target writes and computes", made / self.shards)
         embedding = output_embedding(weights, self.target)
         lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
-        drafter_weights, done = (self._load() if resume else None) or (self._start(weights, lessons, log), None)
-        trained = self.init or inherited_layers(self.drafter, self.target)
+        kept = load_progress(out / "progress.pt") if resume else None
+        drafter_weights, done = kept or (self._start(weights, lessons, log), None)
         distill(
             self.drafter,
             drafter_weights,
@@ -158,11 +169,12 @@ class Training:
             Budget(seconds=settings.minutes * 60),
             log,
             depth=settings.depth,
-            rate=settings.rate or (GENTLE_RATE if trained else RATE),
+            rate=settings.rate or (GENTLE_RATE if self._is_trained() else RATE),
+            accumulate=settings.accumulate,
             done=done,
             held_out=lessons.held_out,
             show=lambda share: show("The drafter learns", share),
-            save=lambda progress: self._save(drafter_weights, progress),
+            save=lambda progress: save_progress(out / "progress.pt", drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
         if "embed" not in drafter_weights:
@@ -170,6 +182,11 @@ class Training:
         self._write_tokenizer()
         rates = self._measure(held_out, log)
         (out / "README.md").write_text(self._card(rates), "utf-8")
+
+    def add_to_card(self, section: str) -> None:
+        """Ends the card with another section."""
+        with open(self.out / "README.md", "a", encoding="utf-8") as card:
+            card.write(f"\n{section}\n")
 
     def gguf(self) -> list[Path]:
         """Writes the drafter as GGUF beside its folder's other files."""
@@ -183,6 +200,14 @@ class Training:
                 raise SettingsError(f"{self.init} is not the folder of a drafter: it has no config.json.")
             return {key: value for key, value in read_json(self.init / "config.json").items() if key != "dtype"}
         centroids = settings.centroids if settings.centroids is not None else fitting_centroids(self.target.vocab)
+        if settings.kind == "heads":
+            return heads_config(
+                self.target,
+                count=settings.depth,
+                width=settings.hidden,
+                centroids=centroids or None,
+                active=settings.active,
+            )
         return drafter_config(
             self.target,
             hidden=settings.hidden,
@@ -200,7 +225,8 @@ class Training:
         if resume and not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
         if resume:
-            earlier, free = json.loads(path.read_text()), ("data", "tokens", "gigabytes", "minutes", "threads")
+            earlier = _DEFAULTS | json.loads(path.read_text())  # which may be from before there was a setting
+            free = ("data", "tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
             if changed := [name for name in asked if earlier.get(name) != asked[name] and name not in free]:
                 raise SettingsError(f"{self.out} was trained with another {', '.join(changed)}: keep it to resume.")
@@ -234,23 +260,12 @@ class Training:
             with written_whole(self.out / "training.svg") as out:
                 out.write(drawn.encode())
 
-    def _save(self, weights: dict[str, torch.Tensor], progress: Progress) -> None:
-        state = {"weights": weights, "steps": progress.steps, "seconds": progress.seconds, "adam": progress.adam}
-        with written_whole(self.out / "progress.pt") as out:
-            torch.save(state, out)
-
-    def _load(self) -> tuple[dict[str, torch.Tensor], Progress] | None:
-        """What an earlier run saved, if it came to that."""
-        path = self.out / "progress.pt"
-        if not path.exists():
-            return None
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        return state["weights"], Progress(state["steps"], state["seconds"], state["adam"])
-
     def _start(self, of_target: TorchWeights, lessons: Lessons, log: Log) -> dict[str, torch.Tensor]:
         """The weights that a training starts from."""
         if self.init:
             return weights_of(self.init, self.drafter)
+        if isinstance(self.drafter, HeadsConfig):
+            return first_heads(self.drafter, self.target, of_target, self.settings.seed)
         weights = first_weights(self.drafter, self.target, of_target, self.settings.seed)
         if layers := inherited_layers(self.drafter, self.target):
             weights["pre_projection"], explained = fit_first_matrix(
@@ -258,6 +273,12 @@ class Training:
             )
             log.write("the target's last layers, and a first matrix fitted to them", explained=explained)
         return weights
+
+    def _is_trained(self) -> bool:
+        """Whether the weights that a training starts from are another's."""
+        return bool(
+            self.init or (isinstance(self.drafter, DrafterConfig) and inherited_layers(self.drafter, self.target))
+        )
 
     def _write_tokenizer(self) -> None:
         """The target's tokenizer beside the drafter, where the target is a folder: llama.cpp wants it."""

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from gemma_mtp.checkpoints.hf_config import config_from_hf
-from gemma_mtp.config import DrafterConfig, ModelConfig
+from gemma_mtp.config import DrafterConfig, HeadsConfig, ModelConfig
 from gemma_mtp.errors import SettingsError
 from gemma_mtp.models.assistant import draft_step
+from gemma_mtp.models.heads import draft_heads
 from gemma_mtp.ops.torch import Pass, TorchOps, TorchWeights
 from gemma_mtp.training.distill import DistillingOps, centroid_probs, draft_rounds, lesson_of, total_loss
 from gemma_mtp.training.drafter import (
@@ -19,6 +20,7 @@ from gemma_mtp.training.drafter import (
     with_embedding,
 )
 from gemma_mtp.training.evaluate import before_loop
+from gemma_mtp.training.heads import first_heads, heads_config
 from gemma_mtp.training.optimise import Budget, Optimiser, initial_weights, on_device
 from gemma_mtp.training.pretrain import run_target
 
@@ -113,6 +115,53 @@ def test_the_loss_falls_and_reaches_every_weight() -> None:
     losses = []
     for step in range(12):
         loss = total_loss(draft_rounds(running, drafter, target, lesson, depth=2))
+        optimiser.step(loss, progress=step / 12)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in optimiser.trained)
+
+
+def test_an_update_of_several_lessons_is_that_of_a_larger_one() -> None:
+    target = target_of("E2B")
+    drafter = drafter_of(target, centroids=16, active=4)
+    of_target = on_device(initial_weights(target))
+    tokens = texts(4, 24)
+    found = []
+    for size in (4, 2, 1):
+        weights = first_weights(drafter, target, of_target)
+        running = on_device(weights, {"target_embed": of_target["embed"], "target_output": of_target["embed"]})
+        lessons = [lesson_of(of_target, target, part) for part in tokens.split(size)]
+        losses = (total_loss(draft_rounds(running, drafter, target, lesson, depth=2)) for lesson in lessons)
+        optimiser = Optimiser(weights, rate=1e-3)
+        loss = optimiser.accumulate(losses, progress=0.5)
+        found.append((torch.tensor(loss), [weight.grad for weight in optimiser.trained]))
+    for of_several in found[1:]:
+        torch.testing.assert_close(of_several, found[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "31B"])
+@pytest.mark.parametrize("head", [{}, {"centroids": 16, "active": 4}], ids=len)
+def test_heads_learn_what_they_are_asked_for(kind: str, head: dict[str, int]) -> None:
+    """Head i's rows are the target's of the token i + 2 places after its state; its logits are those of decoding."""
+    target = target_of(kind)
+    config = config_from_hf(heads_config(target, count=2, width=24, **head))
+    assert isinstance(config, HeadsConfig)
+    of_target = on_device(initial_weights(target))
+    weights = first_heads(config, target, of_target)
+    output = output_embedding(of_target, target)
+    running = on_device(weights, {"target_embed": output, "target_output": output})
+    lesson = lesson_of(of_target, target, texts(2, 20))
+    steps = draft_rounds(running, config, target, lesson, depth=2)
+    at = 7  # a position of the second text
+    one = Pass(lesson.tokens[1, at + 1 : at + 2], at + 1, lesson.cache, outputs=1, hidden=lesson.hidden[1, at : at + 1])
+    for i, (rows, expected) in enumerate(zip(steps, draft_heads(TorchOps(running, 1e-6, one), config), strict=True)):
+        chosen = expected[0].isfinite()
+        torch.testing.assert_close(rows.logits.unflatten(0, (2, -1))[1, at][chosen], expected[0][chosen])
+        torch.testing.assert_close(rows.probs.unflatten(0, (2, -1))[1, at], lesson.probs[1, at + 1 + i])
+    optimiser = Optimiser(weights, rate=3e-3)
+    losses = []
+    for step in range(12):
+        loss = total_loss(draft_rounds(running, config, target, lesson, depth=2))
         optimiser.step(loss, progress=step / 12)
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1

@@ -27,6 +27,7 @@ from gemma_mtp.training.data import Windows, python_library, token_stream
 from gemma_mtp.training.drafter import first_weights, output_embedding, with_embedding
 from gemma_mtp.training.evaluate import acceptance, generate
 from gemma_mtp.training.export import write_folder
+from gemma_mtp.training.heads import first_heads
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
 from gemma_mtp.training.pretrain import pretrain, run_target
 from gemma_mtp.training.train import Training, TrainSettings
@@ -170,8 +171,27 @@ def test_one_that_starts_as_the_last_layers_is_right_from_the_start(target: dict
     assert rates["inherited"] > rates["random"] + 0.1
 
 
+def test_parallel_heads_are_trained_for_a_target_too(target: dict[str, Any], tmp_path: Path) -> None:
+    settings = replace(target["settings"], kind="heads", minutes=0.1, accumulate=2, texts=4, rate=2e-3)
+    quiet = {"show": lambda what, share: None, "tell": lambda line: None}
+    Training(settings, tmp_path / "heads").run(resume=False, **quiet)
+    described = json.loads((tmp_path / "heads" / "config.json").read_text())
+    of_target = open_checkpoint(target["target"]).config
+    config = config_from_hf(described)
+    untrained = first_heads(config, of_target, on_device(initial_weights(of_target)))
+    write_folder(tmp_path / "untrained", described, untrained)
+    rates, params = {}, SamplingParams(max_tokens=64, temperature=1.0)
+    for drafter in ("heads", "untrained"):
+        model = Model.load(target["target"], drafter=tmp_path / drafter, threads=1)
+        prompts = [model.tokenize(PROMPT[:end]) for end in (10, 20, 30)]
+        rates[drafter] = acceptance(model, prompts, params).rates[0]
+        plain = model.generate(PROMPT, params, draft="off")
+        assert model.generate(PROMPT, params, draft=3).tokens == plain.tokens
+    assert rates["heads"] > rates["untrained"] + 0.05
+
+
 def test_a_drafter_to_go_on_from_must_be_one_of_the_target(target: dict[str, Any], tmp_path: Path) -> None:
-    for init, said in ((target["target"], "no assistant"), (tmp_path, "no config.json")):
+    for init, said in ((target["target"], "no drafter"), (tmp_path, "no config.json")):
         with pytest.raises(SettingsError, match=said):
             Training(replace(target["settings"], init=str(init)), tmp_path / "d")
 
