@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -92,6 +92,7 @@ class AsyncEngine:
         self._scheduler = Scheduler(engine, parallel)
         self.limit = parallel + max_queue
         """The most requests that may run or wait at a time."""
+        self._outbox: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []  # what the pass gave, to be told
         self._open_requests = 0  # accepted and not yet ended
         self._changed = threading.Condition()
         self._closing = self._cancelling = False
@@ -129,7 +130,12 @@ class AsyncEngine:
     def start(self, asked: Asked) -> AsyncStream:
         """The same for what `Model.ask` has made ready, in another thread perhaps."""
         stream = AsyncStream(len(asked.ids), asked.params.logprobs > 0)
-        receive = _receiver(weakref.ref(stream), asyncio.get_running_loop(), asked, self._ended)
+        loop = asyncio.get_running_loop()
+
+        def send(deliver: Callable[[], None]) -> None:
+            self._outbox.append((loop, deliver))
+
+        receive = _receiver(weakref.ref(stream), send, asked, self._ended)
         request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive, asked.prediction)
         with self._changed:
             if self._closing:
@@ -182,13 +188,29 @@ class AsyncEngine:
             except Exception as error:  # a fault of ours: those who wait must hear of it, and later requests may run
                 _log.exception("A pass could not be made up.")
                 self._scheduler.end_all(error)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Hands what the pass gave to the event loops, each of which is woken once."""
+        told, self._outbox = self._outbox, []
+        for loop in {loop for loop, _ in told}:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(_call_all, [deliver for its, deliver in told if its is loop])
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _receiver(
-    stream: weakref.ref[AsyncStream], loop: asyncio.AbstractEventLoop, asked: Asked, ended: Callable[[], None]
+    stream: weakref.ref[AsyncStream],
+    send: Callable[[Callable[[], None]], None],
+    asked: Asked,
+    ended: Callable[[], None],
 ) -> Callable[[Update], None]:
     """What takes a request's updates, in the engine's thread, and passes them on to its stream, if there still is one.
-    It must hold no stream, so that one that was let go of is noticed."""
+    It must hold no stream, so that one that was let go of is noticed. send: takes what the event loop is to call."""
     channels = Channels(asked.chat) if asked.chat else None
 
     def split(update: Update) -> list[Piece]:
@@ -211,7 +233,6 @@ def _receiver(
             _log.error("A request failed: %s", update.error)
         if update.finish_reason or update.error:
             ended()
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
-            loop.call_soon_threadsafe(deliver, pieces, update)
+        send(lambda: deliver(pieces, update))
 
     return receive

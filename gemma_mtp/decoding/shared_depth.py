@@ -124,13 +124,14 @@ class SequenceDepth:
     def _best(self, offer: Confidence, limit: int) -> tuple[float, int]:
         """The most that drafting can gain over not drafting, in tokens, and the depth that does."""
         price, acceptance = self._shared.price(offer.source), self._of(offer)
-        best, gain, run, each = (0.0, 0), 0.0, 1.0, None
-        for depth in range(1, limit + 1):
-            each = acceptance.estimate(depth - 1, each)
+        gain, run, each = 0.0, 1.0, None
+        for depth in range(limit):
+            each = acceptance.estimate(depth, each)
             run *= each
+            if run <= price:  # and so is every token after it
+                return gain, depth
             gain += run - price
-            best = max(best, (gain, depth))
-        return best
+        return gain, limit
 
     def _of(self, confidence: Confidence) -> Acceptance:
         if confidence not in self._acceptance:

@@ -82,10 +82,12 @@ class Answering:
                     yield event
                 async for index, pieces in passes:
                     choice = choices[index]
+                    events: list[str] = []
                     for piece in pieces or ():
                         choice.count(piece)
-                        for event in writer.piece(choice, piece):
-                            yield event
+                        events += writer.piece(choice, piece)
+                    if events:
+                        yield "".join(events)  # sending costs more than writing: a pass is sent at once
                     if pieces is None:
                         if choice.generation.finish_reason == "cancelled":
                             raise _closing()
@@ -108,6 +110,12 @@ async def _merged(
     sources: Sequence[AsyncGenerator[list[Piece], None]],
 ) -> AsyncGenerator[tuple[int, list[Piece] | None], None]:
     """(which source, its next item) as they come; None after a source's last. When this is closed, so are they."""
+    if len(sources) == 1:  # as most requests have: spare them a task for each pass
+        async with aclosing(sources[0]) as only:
+            async for pieces in only:
+                yield 0, pieces
+        yield 0, None
+        return
 
     async def following(source: AsyncIterator[list[Piece]]) -> list[Piece] | None:
         return await anext(source, None)

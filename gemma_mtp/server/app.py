@@ -59,7 +59,15 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
 
     def writer(form: Form, body: Common) -> Writer:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return OpenAIWriter(form, name, stream=body.stream, per_prompt=body.choices, with_usage=with_usage)
+        return OpenAIWriter(
+            form,
+            name,
+            stream=body.stream,
+            per_prompt=body.choices,
+            with_usage=with_usage,
+            with_timings=body.timings_per_token,
+            with_ids=body.return_token_ids,
+        )
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
@@ -178,5 +186,3 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, of_ours)
     app.add_exception_handler(GemmaMtpError, of_ours)
     app.add_exception_handler(Exception, of_ours)
-
-

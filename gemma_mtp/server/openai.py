@@ -65,7 +65,7 @@ class ChatForm:
         logprobs = self._logprobs([piece])
         if not (piece.text or piece.tool_call or (logprobs and logprobs["content"])):
             return None
-        return {"delta": delta, "logprobs": logprobs, **_came(piece)}
+        return {"delta": delta, "logprobs": logprobs}
 
     def whole(self, choice: Choice) -> Object:
         answer = choice.generation
@@ -121,9 +121,7 @@ class CompletionForm:
 
     def delta(self, choice: Choice, piece: Piece) -> Object | None:
         part = self._part(choice, piece.text, [piece])
-        if not (part["text"] or (part["logprobs"] and part["logprobs"]["tokens"])):
-            return None
-        return {**part, **_came(piece)}
+        return part if part["text"] or (part["logprobs"] and part["logprobs"]["tokens"]) else None
 
     def whole(self, choice: Choice) -> Object:
         return self._part(choice, choice.generation.text, choice.pieces)
@@ -188,15 +186,30 @@ class Spelling:
 
 class OpenAIWriter:
     """Implements Writer. model: its name for clients. per_prompt: how many choices each prompt has. with_usage: whether
-    a stream ends with the usage."""
+    a stream ends with the usage. with_timings: whether each event has timings. with_ids: whether choices have the ids
+    of their tokens."""
 
-    def __init__(self, form: Form, model: str, *, stream: bool, per_prompt: int, with_usage: bool):
+    def __init__(
+        self,
+        form: Form,
+        model: str,
+        *,
+        stream: bool,
+        per_prompt: int,
+        with_usage: bool = False,
+        with_timings: bool = False,
+        with_ids: bool = False,
+    ):
         self.id, self.stream = form.id, stream
         self._form, self._model, self._per_prompt, self._with_usage = form, model, per_prompt, with_usage
+        self._with_timings, self._with_ids = with_timings, with_ids
         self._created = now()
 
     def whole(self, choices: Sequence[Choice]) -> Object:
-        written = [self._written(choice, self._form.whole(choice), ended=True) for choice in choices]
+        written = [
+            self._written(choice, self._form.whole(choice) | self._ids(choice.generation.tokens), ended=True)
+            for choice in choices
+        ]
         return self._envelope(self._form.name, written) | self._figures(choices)
 
     def opening(self, choices: Sequence[Choice]) -> Iterator[str]:
@@ -205,8 +218,14 @@ class OpenAIWriter:
                 yield self._chunk(self._written(choice, opening, ended=False))
 
     def piece(self, choice: Choice, piece: Piece) -> Iterator[str]:
-        if delta := self._form.delta(choice, piece):
-            yield self._chunk(self._written(choice, delta, ended=False))
+        delta = self._form.delta(choice, piece)
+        if delta is None and self._with_ids and piece.tokens:  # tokens without text, as the one that ends it
+            delta = self._form.closing(choice)
+        if delta is None:
+            return
+        came = {"origin": piece.origin, "tokens": len(piece.tokens)}  # which OpenAI's form has no place for
+        more = {"timings": timings([choice.generation.stats])} if self._with_timings else {}
+        yield self._chunk(self._written(choice, delta | came | self._ids(piece.tokens), ended=False), **more)
 
     def ended(self, choice: Choice, choices: Sequence[Choice], last: bool) -> Iterator[str]:
         shown = last and not self._with_usage
@@ -220,6 +239,9 @@ class OpenAIWriter:
 
     def failure(self, error: ApiError) -> str:
         return event(error.content())
+
+    def _ids(self, tokens: Sequence[int]) -> Object:
+        return {"token_ids": tokens} if self._with_ids else {}
 
     def _chunk(self, *written: Object, **more: Any) -> str:
         usage = {"usage": None} if self._with_usage else {}
@@ -284,11 +306,6 @@ def now() -> int:
 def event(content: Object) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-def _came(piece: Piece) -> Object:
-    """How a piece came, which OpenAI's form has no place for."""
-    return {"origin": piece.origin, "tokens": len(piece.tokens)}
 
 
 def _ratio(a: float, b: float) -> float:

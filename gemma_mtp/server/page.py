@@ -1,4 +1,4 @@
-"""The page at /: three static files, which ask nothing of any other server."""
+"""The page at /: static files, which ask nothing of any other server."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ from fastapi import FastAPI
 from starlette.responses import FileResponse
 
 _FOLDER = Path(__file__).parent / "web"
-_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+_FILES = {
+    "/": "index.html",
+    **{f"/{name}": name for name in ("page.css", "page.js", "api.js", "plot.js", "race.js")},
+}
 PATHS = tuple(_FILES)
 
 _HEADERS = {

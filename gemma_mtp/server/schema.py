@@ -46,6 +46,8 @@ class Common(Body):
     ignore_eos: bool = False
     draft: Literal["auto", "off"] | Annotated[int, Field(ge=0, strict=True)] | None = None
     speculative_n_max: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, alias="speculative.n_max")
+    timings_per_token: bool = False  # llama.cpp's: every event of a stream has timings
+    return_token_ids: bool = False  # vLLM's: choices have `token_ids`
     # Without effect on the answer.
     user: str | None = None
     metadata: dict[str, str] | None = None

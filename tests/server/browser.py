@@ -15,6 +15,8 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 class Browser:
+    """width below 500, which a window cannot have: a phone's."""
+
     def __init__(self, width: int, height: int, dark: bool = False):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -25,7 +27,9 @@ class Browser:
         self.wait_until(self._is_up)
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},{height}"]
         arguments += ["--force-dark-mode"] * dark
-        options = {"binary": CHROMIUM, "args": arguments}
+        options: dict[str, Any] = {"binary": CHROMIUM, "args": arguments}
+        if width < 500:
+            options["mobileEmulation"] = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2}}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self._http.post("/session", json={"capabilities": {"alwaysMatch": wanted}}).json()["value"]
         self._session = f"/session/{session['sessionId']}"

@@ -34,6 +34,22 @@ def test_a_completion_is_the_models_whole_or_streamed(demo_server: Server, demo:
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_token_ids_and_timings_come_with_every_event_where_they_are_asked_for(demo_server: Server, demo: Model) -> None:
+    prompt = "Emoji: 😀 🚀 😀 🚀 😀"  # characters of several tokens: some of them complete no text
+    expected = demo.generate(prompt, SamplingParams(max_tokens=24))
+    ask = {"model": "demo", "prompt": prompt, "max_tokens": 24, "temperature": 0}
+    more = {"return_token_ids": True, "timings_per_token": True}
+    assert demo_server.client.completions.create(**ask, extra_body=more).choices[0].token_ids == expected.tokens
+    chunks = list(demo_server.client.completions.create(**ask, stream=True, extra_body=more))
+    *pieces, last = chunks
+    assert [token for chunk in pieces for token in chunk.choices[0].token_ids] == expected.tokens
+    assert "".join(chunk.choices[0].text for chunk in pieces) == expected.text
+    counts = [chunk.timings["predicted_n"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) != (24, 0)
+    assert last.timings["predicted_n"] == 24
+
+
 def test_several_prompts_and_choices_come_in_order(demo_server: Server, demo: Model) -> None:
     prompts = ["One, two,", "Red, green,"]
     expected = [
