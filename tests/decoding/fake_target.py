@@ -7,6 +7,7 @@ import numpy as np
 
 from gemma_mtp import _native
 from gemma_mtp.decoding import Confidence, Rows, SamplingParams, TokenLogprobs
+from gemma_mtp.decoding.grammar import Masks
 
 VOCAB = 40
 
@@ -35,6 +36,7 @@ class FakeTarget:
         params: SamplingParams,
         prompt: int = 0,
         scored: Sequence[int] = (),
+        allowed: Masks | None = None,
     ) -> Rows:
         assert tokens
         assert 0 <= rows <= len(tokens)
