@@ -47,6 +47,7 @@ class FakeTarget:
             raise KeyboardInterrupt
         ids, logprobs = [], []
         for length in range(len(sequence) - rows + 1, len(sequence) + 1):
+            row = length - 1 - len(sequence)  # from the last
             token, chosen, top = self._sampler.sample(
                 self.logits(sequence[:length]),
                 length,
@@ -60,6 +61,7 @@ class FakeTarget:
                 presence_penalty=params.presence_penalty,
                 frequency_penalty=params.frequency_penalty,
                 logit_bias=params.biases,
+                allowed=None if allowed is None or row < -len(allowed) else allowed[row],
                 seen=before,
                 drafted=sequence[len(before) : length],
                 prompt=prompt,
