@@ -98,7 +98,7 @@ class ResponsesBody(Body):
     """`seed`, `top_k` and `draft` are ours."""
 
     model: str | None = None
-    input: str | Annotated[
+    input: Annotated[
         list[Annotated[MessageItem | CallItem | ResultItem | ReasoningItem, Field(discriminator="type")]],
         Field(min_length=1),
     ]
@@ -131,7 +131,9 @@ class ResponsesBody(Body):
     @field_validator("input", mode="before")
     @classmethod
     def _name_messages(cls, value: Any) -> Any:
-        """A message need not say that it is one."""
+        """A text alone is the user's; a message need not say that it is one."""
+        if isinstance(value, str):
+            return [{"type": "message", "role": "user", "content": value}]
         if not isinstance(value, list):
             return value
         return [{"type": "message", **item} if isinstance(item, dict) else item for item in value]
@@ -149,8 +151,6 @@ class ResponsesBody(Body):
         messages: list[Object] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
-        if isinstance(self.input, str):
-            return [*messages, {"role": "user", "content": self.input}]
         for item in self.input:
             if isinstance(item, ResultItem):
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})

@@ -317,8 +317,8 @@ def test_a_mask_leaves_what_the_others_were_never_there_for(seed, vocab, kind):
     logits = rng.normal(0, 3, vocab).astype(np.float32)
     allowed = rng.random(vocab) < rng.choice([0.01, 0.5, 0.99])
     allowed[rng.integers(vocab)] = True
-    how = [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"temperature": 2.0, "min_p": 0.1}][kind]
-    how |= {"seed": seed, "logit_bias": [(0, 1.5)]}
+    filtered = [{"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"temperature": 2.0, "min_p": 0.1}]
+    how = [{}, {"temperature": 1.0}, *filtered][kind] | {"seed": seed, "logit_bias": [(0, 1.5)]}
     bits = np.packbits(allowed, bitorder="little")
     words = np.pad(bits, (0, -len(bits) % 4)).view(np.uint32)
     without = np.where(allowed, logits, -np.inf).astype(np.float32)

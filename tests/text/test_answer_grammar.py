@@ -32,7 +32,8 @@ WEATHER = {
 
 
 def tool(name: str, parameters: object = None) -> dict:
-    return {"type": "function", "function": {"name": name, **({} if parameters is None else {"parameters": parameters})}}
+    more = {} if parameters is None else {"parameters": parameters}
+    return {"type": "function", "function": {"name": name, **more}}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,8 @@ def said(guide: Guide, tokenizer: Tokenizer, grammars: list, seed: int) -> str:
 @pytest.mark.parametrize("seed", range(25))
 def test_what_is_said_is_a_call_that_fits(guide: Guide, tokenizer: Tokenizer, seed: int) -> None:
     parser = ChatParser()
-    grammars = answer_grammar(guide, parser, False, None, [tool("weather", WEATHER), tool("now")], several=seed % 2 == 0)
+    tools = [tool("weather", WEATHER), tool("now")]
+    grammars = answer_grammar(guide, parser, False, None, tools, several=seed % 2 == 0)
     events = [*parser.push(said(guide, tokenizer, grammars, seed)), *parser.flush()]
     assert {event.kind for event in events} == {"tool_call"}, events
     assert seed % 2 == 0 or len(events) == 1
