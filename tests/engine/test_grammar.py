@@ -118,7 +118,7 @@ def test_grammars_in_one_batch_do_not_mix(demo: Model) -> None:
     ("grammar", "words"),
     [
         (Grammar.lark("start: missing"), "unknown name"),
-        (Grammar.lark(""), "Empty grammar"),
+        (Grammar.lark(""), "no start rule"),
         (Grammar.regex("["), "unclosed character class"),
         (Grammar.regex("a(?=b)"), "look-around"),
         (Grammar.json_schema({"type": "strange"}), "Invalid type"),
