@@ -62,19 +62,18 @@ class ResponsesWriter:
                 yield from self._begin(kind)
             item = self._output[-1]
             item["content"][0]["text"] += piece.text
-            more = {"logprobs": []} if kind == "message" else {}
-            yield self._of_part(f"response.{_PARTS[kind]}.delta", delta=piece.text, **more)
+            yield self._of_part(f"response.{_PARTS[kind]}.delta", delta=piece.text, **_more(kind))
         if piece.tool_call:
             yield from self._close()
             yield from self._call(piece.tool_call)
 
     def _begin(self, kind: str) -> Iterator[str]:
         item: Object = {"id": _id("msg" if kind == "message" else "rs"), "type": kind, "status": "in_progress"}
-        item |= {"role": "assistant"} if kind == "message" else {"summary": []}
+        item["role" if kind == "message" else "summary"] = "assistant" if kind == "message" else []
         yield from self._begin_item(item | {"content": []})
-        part: Object = {"type": _PARTS[kind], "text": ""}
+        part: Object = {"type": _PARTS[kind], "text": "", **_more(kind)}
         if kind == "message":
-            part |= {"annotations": [], "logprobs": []}
+            part["annotations"] = []
         yield self._of_part("response.content_part.added", part=part)
         self._output[-1]["content"] = [part]
         self._open = True
@@ -86,8 +85,7 @@ class ResponsesWriter:
         self._open = False
         item = self._output[-1]
         (part,) = item["content"]
-        more = {"logprobs": []} if item["type"] == "message" else {}
-        yield self._of_part(f"response.{part['type']}.done", text=part["text"], **more)
+        yield self._of_part(f"response.{part['type']}.done", text=part["text"], **_more(item["type"]))
         yield self._of_part("response.content_part.done", part=part)
         item["status"] = status
         yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
@@ -113,7 +111,8 @@ class ResponsesWriter:
 
     def _response(self, choice: Choice | None) -> Object:
         """The response as it stands: ended with a choice, just begun without."""
-        status, incomplete, figures = "in_progress", None, {"usage": None}
+        status, incomplete = "in_progress", None
+        figures: Object = {"usage": None}
         if choice is not None:
             cut = choice.generation.finish_reason == "length"
             status, incomplete = ("incomplete", {"reason": "max_output_tokens"}) if cut else ("completed", None)
@@ -130,6 +129,11 @@ class ResponsesWriter:
         data = {"type": type, "sequence_number": self._events, **content}
         self._events += 1
         return f"event: {type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _more(kind: str) -> Object:
+    """What the text of a message has, and that of reasoning has not."""
+    return {"logprobs": []} if kind == "message" else {}
 
 
 def _usage(choice: Choice) -> Object:
