@@ -27,7 +27,7 @@ class Grammar:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool) -> "Grammar":
-        """JSON that a schema describes. Raises SettingsError for what is no JSON."""
+        """JSON that a schema describes, `oneOf` being taken for `anyOf`. Raises SettingsError for what is no JSON."""
         try:
             return cls("json", json.dumps(schema))
         except (TypeError, ValueError, RecursionError) as fault:
@@ -53,7 +53,7 @@ class Grammar:
         """One of these texts."""
         if not texts or not all(texts):
             raise SettingsError("A choice needs at least one text, and none that is empty.")
-        return cls("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+        return cls("lark", "start: TEXT\nTEXT: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
 
 
 class Constraint(Protocol):

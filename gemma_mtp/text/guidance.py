@@ -15,7 +15,7 @@ from gemma_mtp.errors import SettingsError
 from gemma_mtp.text.tokenizer import Tokenizer
 
 # Between the parts of a JSON value: a space, or a line with its indent. Without a bound a model can go on for ever.
-_JSON = {"whitespace_pattern": r"( |\n {0,16})?"}
+_JSON = {"whitespace_pattern": r"( |\n {0,16})?", "coerce_one_of": True}
 
 
 def parts_of(grammar: Grammar) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_langchain_chats_streams_calls_and_parses(chat_server: Server, demo_serv
     assert answer.usage_metadata["output_tokens"] > 0
     assert "".join(chunk.content for chunk in scripted.stream("Say it.")) == ANSWER
     city = {"city": {"enum": ["Paris", "Berlin"]}}
-    schema = {"title": "who", "type": "object", "properties": city, "required": ["city"]}
+    schema = {"title": "who", "type": "object", "properties": city, "required": ["city"], "additionalProperties": False}
     demo = chats.ChatOpenAI(base_url=f"{demo_server.url}/v1", api_key=KEY, model="demo", max_completion_tokens=40)
     assert demo.with_structured_output(schema, method="json_schema").invoke("Where?")["city"] in ("Paris", "Berlin")
 
