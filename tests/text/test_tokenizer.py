@@ -103,7 +103,7 @@ def test_a_lone_surrogate_is_refused():
         TOKENIZERS["llama"].encode("ab\ud83e")
 
 
-@pytest.mark.parametrize("id", [-1, SIZE, 2**40])
+@pytest.mark.parametrize("id", [-1, SIZE, 2**40, 2**32])
 def test_ids_outside_the_vocabulary_are_refused(id):
     with pytest.raises(PromptError, match=f"token {id} is outside the vocabulary of {SIZE} tokens"):
         TOKENIZERS["llama"].decode([5, id])
