@@ -103,7 +103,7 @@ def test_a_lone_surrogate_is_refused():
         TOKENIZERS["llama"].encode("ab\ud83e")
 
 
-@pytest.mark.parametrize("id", [-1, SIZE, 2**40, 2**32])
+@pytest.mark.parametrize("id", [-1, SIZE, 2**40])
 def test_ids_outside_the_vocabulary_are_refused(id):
     with pytest.raises(PromptError, match=f"token {id} is outside the vocabulary of {SIZE} tokens"):
         TOKENIZERS["llama"].decode([5, id])
@@ -167,8 +167,9 @@ def test_a_hugging_face_folder_gives_the_same_tokenizer(folder, parse_special):
         ids = ours.encode(text, parse_special=parse_special)
         assert theirs.encode(text, parse_special=parse_special) == ids
         assert theirs.decode(ids) == ours.decode(ids)
-    with pytest.raises(PromptError, match="outside the vocabulary"):
-        theirs.decode([SIZE])
+    for outside in (SIZE, 2**32):
+        with pytest.raises(PromptError, match="outside the vocabulary"):
+            theirs.decode([outside])
 
 
 def test_the_end_tokens_come_from_the_most_telling_file(folder):
