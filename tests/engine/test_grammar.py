@@ -3,10 +3,13 @@
 import asyncio
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from gemma_mtp import AsyncEngine, Generation, Grammar, Model, SamplingParams, SettingsError
+
+from ..scripted import write_scripted
 
 PERSON = {
     "type": "object",
@@ -138,3 +141,17 @@ def test_without_llguidance_a_sentence_says_what_to_install(demo: Model, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(SettingsError, match="install it, or gemma-mtp with the extra 'server'"):
         demo.generate(PROMPT, SamplingParams(grammar=Grammar.json_object()))
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_pytorch_keeps_to_grammars_too(tmp_path: Path) -> None:
+    folder = write_scripted(tmp_path / "scripted")
+    grammar = Grammar.regex("Hello [a-z]{2,4}(, so it is){3}!")
+    texts = set()
+    for backend in ("torch", "native"):
+        model = Model.load(folder, backend=backend, threads=1)
+        for draft in ("off", "auto", 4):
+            params = SamplingParams(max_tokens=60, grammar=grammar)
+            texts.add((backend, model.generate("Say it.", params, draft).text))
+    assert len(texts) == 2
+    assert all(re.fullmatch("Hello [a-z]{2,4}(, so it is){3}!", text) for _, text in texts)
