@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemma_mtp.async_engine import AsyncEngine, AsyncStream
+    from gemma_mtp.decoding.grammar import Grammar
     from gemma_mtp.decoding.sampling import SamplingParams
     from gemma_mtp.errors import BusyError, CheckpointError, GemmaMtpError, PairError, PromptError, SettingsError
     from gemma_mtp.generation import Generation, Stream
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "GemmaMtpError",
     "Generation",
+    "Grammar",
     "Model",
     "PairError",
     "PromptError",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "AsyncEngine": "async_engine",
     "AsyncStream": "async_engine",
+    "Grammar": "decoding.grammar",
     "SamplingParams": "decoding.sampling",
     "Generation": "generation",
     "Model": "model",

@@ -16,7 +16,7 @@ from gemma_mtp.engine.interface import BatchEngine
 from gemma_mtp.engine.scheduler import Request, Scheduler, Update
 from gemma_mtp.errors import BusyError, SettingsError
 from gemma_mtp.generation import Channels, Generation, Piece
-from gemma_mtp.model import Asked, Draft, Model, Prompt, Tools
+from gemma_mtp.model import Asked, Draft, Model, Prompt, ToolChoice, Tools
 
 _log = logging.getLogger("gemma_mtp")
 
@@ -116,6 +116,8 @@ class AsyncEngine:
         draft: Draft = "auto",
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         thinking: bool = False,
         prediction: str | None = None,
     ) -> AsyncStream:
@@ -124,7 +126,16 @@ class AsyncEngine:
         Raises PromptError, SettingsError, and BusyError when the queue is full or the engine is closing.
         """
         return self.start(
-            self.model.ask(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
+            self.model.ask(
+                prompt,
+                params,
+                draft,
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+                thinking=thinking,
+                prediction=prediction,
+            )
         )
 
     def start(self, asked: Asked) -> AsyncStream:
@@ -136,7 +147,16 @@ class AsyncEngine:
             self._outbox.append((loop, deliver))
 
         receive = _receiver(weakref.ref(stream), send, asked, self._ended)
-        request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive, asked.prediction)
+        request = Request(
+            asked.ids,
+            asked.params,
+            asked.text,
+            asked.ends,
+            asked.draft,
+            receive,
+            asked.prediction,
+            asked.constraint,
+        )
         with self._changed:
             if self._closing:
                 raise BusyError("The engine is closing and takes no more requests.")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.depth import AutoDepth, Choice, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import Confidence, draft_sources
+from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.verification import Decoding
@@ -21,12 +22,15 @@ from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream
 from gemma_mtp.loading import Settings, load
+from gemma_mtp.text.answer_grammar import answer_grammar
 from gemma_mtp.text.chat import ChatTemplate, Message
 from gemma_mtp.text.chat_text import ChatText
+from gemma_mtp.text.guidance import Guide, parts_of
 from gemma_mtp.text.tokenizer import Detokenizer, Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
+ToolChoice = str | Mapping[str, Any]  # "auto", "required" or {"type": "function", "function": {"name": ...}}
 Draft = int | str  # "auto", "off" or a number of tokens
 
 
@@ -44,6 +48,8 @@ class Asked:
     """`text` once more, where the prompt is a conversation."""
     prediction: list[int]
     """Tokens that lookup may draft from."""
+    constraint: Constraint | None = None
+    """Keeps it to a grammar."""
 
 
 class _AutoDepth:
@@ -153,17 +159,29 @@ class Model:
         draft: Draft = "auto",
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         thinking: bool = False,
         prediction: str | None = None,
     ) -> Generation:
         """Continues a prompt (text or token ids), or answers a conversation. Its tokens do not depend on `draft`.
 
         A conversation is a list of messages in OpenAI's form, {"role": ..., "content": ...}; `tools` are declared in
-        OpenAI's form as well, and `thinking` lets the model reason before it answers. Stop strings are looked for in
-        the answer alone. prediction: what the output is expected to be, or to hold parts of; lookup drafts
-        from it.
+        OpenAI's form as well, and `tool_choice` can force a call: "required", or OpenAI's object that names a function
+        (several calls only with "required" and `parallel_tool_calls`). `thinking` lets the model reason before it
+        answers. Stop strings are looked for in the answer alone. prediction: what the output is expected to be, or to
+        hold parts of; lookup drafts from it.
         """
-        stream = self.stream(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
+        stream = self.stream(
+            prompt,
+            params,
+            draft,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            thinking=thinking,
+            prediction=prediction,
+        )
         for _ in stream:
             pass
         return stream.generation
@@ -175,11 +193,22 @@ class Model:
         draft: Draft = "auto",
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         thinking: bool = False,
         prediction: str | None = None,
     ) -> Stream:
         """The same, piece by piece. Raises PromptError and SettingsError before the first piece."""
-        asked = self.ask(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
+        asked = self.ask(
+            prompt,
+            params,
+            draft,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            thinking=thinking,
+            prediction=prediction,
+        )
         depth: DepthControl | None = None
         if asked.draft == "auto":
             depth = _AutoDepth()
@@ -195,6 +224,7 @@ class Model:
             context=self.context,
             sources=draft_sources(self._engine, sequence, asked.params, asked.prediction) if depth else (),
             depth=depth,
+            constraint=asked.constraint,
             eos_ids=asked.ends,
         )
         return Stream(decoding, self._engine, sequence, asked.params, asked.chat)
@@ -206,6 +236,8 @@ class Model:
         draft: Draft = "auto",
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         thinking: bool = False,
         prediction: str | None = None,
     ) -> Asked:
@@ -229,7 +261,8 @@ class Model:
             raise SettingsError(f"logit_bias has the token {outside}, outside the vocabulary of {self.config.vocab}.")
         expected = self._tokenizer.encode(prediction, bos=False) if prediction else []
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
-        return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat, expected)
+        constraint = self._constraint(params, chat, thinking, tools or (), tool_choice, parallel_tool_calls)
+        return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat, expected, constraint)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the checkpoint wants it."""
@@ -259,6 +292,33 @@ class Model:
         ids = self._tokenizer.encode(prompt, bos=False)  # the template spells out the special tokens
         return ids, ChatText(self._tokenizer, template.parser(prompt))
 
+    def _constraint(
+        self,
+        params: SamplingParams,
+        chat: ChatText | None,
+        thinking: bool,
+        tools: Tools,
+        choice: ToolChoice,
+        several: bool,
+    ) -> Constraint | None:
+        """What keeps an answer to the grammar or the calls that are asked for, if any are."""
+        forced = _forced_tools(tools, choice)
+        if params.grammar is None and forced is None:
+            return None
+        answer = parts_of(params.grammar) if params.grammar else None
+        if chat is None:
+            return self._guide.constraint([answer] if answer else [])
+        callable_tools, answer = (tools, answer) if forced is None else (forced, None)
+        several = several and not isinstance(choice, Mapping)
+        return self._guide.constraint(
+            answer_grammar(self._guide, chat.parser, thinking, answer, callable_tools, several)
+        )
+
+    @cached_property
+    def _guide(self) -> Guide:
+        ends = self._tokenizer.eos_ids | set(self.config.eos) | self._turn_ends
+        return Guide(self._tokenizer, self.config.vocab, ends, self._template.parser().markup)
+
     @cached_property
     def _turn_ends(self) -> frozenset[int]:
         return self._template.stop_ids(self._tokenizer)
@@ -286,6 +346,22 @@ class _Text:
 
     def push(self, token: int) -> str:
         return self._detokenizer.push([token])
+
+
+def _forced_tools(tools: Tools, choice: ToolChoice) -> Tools | None:
+    """The tools of which one must be called; None where none must."""
+    if choice in ("auto", "none"):
+        return None
+    if not tools:
+        raise SettingsError("A tool call is asked for, but no tools are declared: give 'tools'.")
+    if choice == "required":
+        return tools
+    function = choice.get("function") if isinstance(choice, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        raise SettingsError(f"The tool choice is {choice!r}, which is neither auto, required nor one of the tools.")
+    return named
 
 
 def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:

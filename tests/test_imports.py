@@ -5,7 +5,7 @@ import sys
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-blocked = ("torch", "transformers", "gguf", "fastapi", "uvicorn", "pydantic", "prometheus_client")
+blocked = ("torch", "transformers", "gguf", "fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance")
 sys.modules.update(dict.fromkeys(blocked))  # None: importing raises ImportError
 import gemma_mtp
 optional = ("gemma_mtp.ops.torch", "gemma_mtp.engine.torch_engine", "gemma_mtp.training", "gemma_mtp.server")

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from gemma_mtp.decoding.depth import DepthControl
 from gemma_mtp.decoding.drafting import Confidence, DraftSource
+from gemma_mtp.decoding.grammar import Constraint, Masks
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.decoding.stopping import StopStrings
@@ -19,6 +20,7 @@ Origin = Literal["target", "draft"]
 
 PROMPT_CHUNK = 512  # tokens a pass of the prompt; between passes a generation can be cancelled
 SCORED_CHUNK = 64  # the same where each of them gives log probabilities
+FORCED = 15  # tokens that a round takes from a constraint: the fewest drafts that an engine takes in one
 
 
 class TokenLogprobs(NamedTuple):
@@ -39,11 +41,13 @@ class Wanted(NamedTuple):
     """What a sequence wants of the next pass: to append `tokens`, and sample what follows each of the last `rows`.
 
     scored: what does follow the first of these rows, where the prompt says so and its log probabilities are asked for.
+    allowed: what may be sampled, for the last of these rows (all but those scored); None: any token.
     """
 
     tokens: Sequence[int]
     rows: int
     scored: Sequence[int] = ()
+    allowed: Masks | None = None
 
 
 class TextStream(Protocol):
@@ -92,6 +96,7 @@ class Progress:
 
     cached: how many tokens of the prompt the sequence holds already (fewer than all of it).
     sources, depth: what drafts, and the choice of source and length each round; without them decoding is plain.
+    constraint: what is allowed; tokens that it forces are drafted before anything else is, unless decoding is plain.
     context: the most tokens the sequence may hold. eos_ids: the model's own end tokens.
 
     A stop or end token is the last of `tokens` and adds no text. The token that completes a stop string is kept, the
@@ -107,6 +112,7 @@ class Progress:
         context: int,
         sources: Sequence[DraftSource] = (),
         depth: DepthControl | None = None,
+        constraint: Constraint | None = None,
         eos_ids: Collection[int] = (),
         cached: int = 0,
         clock: Callable[[], float] = time.perf_counter,
@@ -119,7 +125,7 @@ class Progress:
         self.finish_reason: FinishReason | None = None
         self._prompt, self._params, self._text, self._context = prompt, params, text, context
         self._sources = sources if depth is not None else ()
-        self._depth = depth
+        self._depth, self._constraint = depth, constraint
         self._stop_ids = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
         self._stop_strings = StopStrings(params.stop)
         self._cached = cached
@@ -127,6 +133,7 @@ class Progress:
         self._pieces: list[Piece] = []  # made but not yet handed out
         self._wanted: Wanted | None = None
         self._confidence: Confidence | None = None  # of the proposal in the coming pass
+        self._forced = False  # whether its drafts are what the constraint forces
         self._started: float | None = None  # when the prompt, and then the round, began
         self._drafted = 0.0  # when the round's drafts were there
 
@@ -183,9 +190,11 @@ class Progress:
             most = min(most, SCORED_CHUNK)
         end = min(self._cached + most, len(self._prompt))
         chunk = self._prompt[self._cached : end]
+        last = end == len(self._prompt)
+        allowed = self._constraint.allow([])[1] if self._constraint and last else None
         if self._params.prompt_logprobs:
-            return Wanted(chunk, len(chunk), self._prompt[self._cached + 1 : end + 1])
-        return Wanted(chunk, 1 if end == len(self._prompt) else 0)
+            return Wanted(chunk, len(chunk), self._prompt[self._cached + 1 : end + 1], allowed)
+        return Wanted(chunk, 1 if last else 0, allowed=allowed)
 
     def _take_prompt(self, wanted: Wanted, rows: Rows) -> None:
         scored = len(wanted.scored)
@@ -205,23 +214,29 @@ class Progress:
     def _want_round(self, most: int) -> Wanted:
         self._started = self._clock()
         drafts: list[int] = []
-        self._confidence = None
+        allowed = None
+        self._confidence, self._forced = None, False
         # The last token wanted needs no draft after it, and the pass must fit the context.
         room = min(self._params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
+        if self._constraint and self._depth is not None and room > 0:
+            drafts = self._constraint.forced(min(room, FORCED))
+            self._forced = bool(drafts)
         offers = [(source, offer) for source in self._sources if (offer := source.confidence) is not None]
-        if offers and room > 0 and self._depth is not None:
+        if offers and room > 0 and self._depth is not None and not self._forced:
             choice = self._depth.choose([offer for _, offer in offers], room)
             source, self._confidence = offers[choice.taken]
             drafts = source.propose(choice.depth, choice.floor) if choice.depth else []
+        if self._constraint:
+            drafts, allowed = self._constraint.allow(drafts)
         self._drafted = self._clock()
-        return Wanted([self.tokens[-1], *drafts], 1 + len(drafts))
+        return Wanted([self.tokens[-1], *drafts], 1 + len(drafts), allowed=allowed)
 
     def _take_round(self, drafts: Sequence[int], rows: Rows) -> None:
         assert self._started is not None
         verified = self._clock()
         accepted = accept(drafts, rows.tokens)
         kept = self._keep(rows, accepted)
-        if self._depth is not None:
+        if self._depth is not None and not self._forced:  # what is certain says nothing of the sources
             seconds_draft, seconds_pass = self._drafted - self._started, verified - self._drafted
             self._depth.update(self._confidence, len(drafts), accepted, seconds_draft, seconds_pass)
         self.stats.count_round(len(drafts), min(accepted, kept), self._clock() - self._started)
@@ -251,8 +266,10 @@ class Progress:
         if token in self._stop_ids:
             self.finish_reason = "stop"
             return ""
+        if self._constraint:
+            self._constraint.advance(token)
         text = self._stop_strings.push(self._text.push(token))
-        if self._stop_strings.found:
+        if self._stop_strings.found or (self._constraint and self._constraint.ended):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._params.max_tokens or self.length >= self._context:
             self.finish_reason = "length"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gemma_mtp.decoding.grammar import Grammar
 from gemma_mtp.errors import SettingsError
 
 
@@ -26,6 +27,8 @@ class SamplingParams:
     prompt_logprobs: report them for the prompt too, each token but the first after those before it; `logprobs` must be
         above 0.
     ignore_eos: go on past the model's end tokens.
+    grammar: what the output must be. Only what it allows is sampled, drafted or not; a stop string or max_tokens can
+        still end the output early.
     """
 
     max_tokens: int = 64
@@ -43,6 +46,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
     prompt_logprobs: bool = False
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))

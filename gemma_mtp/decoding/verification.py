@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from gemma_mtp.decoding.depth import DepthControl
 from gemma_mtp.decoding.drafting import DraftSource
+from gemma_mtp.decoding.grammar import Constraint, Masks
 from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream
 from gemma_mtp.decoding.sampling import SamplingParams
 
@@ -30,13 +31,15 @@ class Target(Protocol[S]):
         params: SamplingParams,
         prompt: int = 0,
         scored: Sequence[int] = (),
+        allowed: Masks | None = None,
     ) -> Rows:
         """Appends `tokens` to the sequence in one pass, and samples what follows each of the last `rows` of them.
 
         The row of the token at index i of the sequence samples index i + 1: that is the position its noise is drawn
         for, and the tokens 0..i are what the repetition penalty has seen; what was generated, which the presence and
         frequency penalties count, begins at index `prompt`. The first rows give the log probabilities of the tokens
-        `scored` instead of those of their samples; the settings must ask for log probabilities then.
+        `scored` instead of those of their samples; the settings must ask for log probabilities then. Of the last rows,
+        as many as `allowed` has, each samples only what that allows.
         """
 
     def truncate(self, sequence: S, length: int) -> None:
@@ -62,6 +65,7 @@ class Decoding(Generic[S]):
         context: int,
         sources: Sequence[DraftSource] = (),
         depth: DepthControl | None = None,
+        constraint: Constraint | None = None,
         eos_ids: Collection[int] = (),
         cached: int = 0,
         clock: Callable[[], float] = time.perf_counter,
@@ -75,6 +79,7 @@ class Decoding(Generic[S]):
             context=context,
             sources=sources,
             depth=depth,
+            constraint=constraint,
             eos_ids=eos_ids,
             cached=cached,
             clock=clock,
@@ -118,7 +123,7 @@ class Decoding(Generic[S]):
     def _run_pass(self) -> None:
         before = self.length
         wanted = self._progress.want()
-        rows = self._target.step(self._sequence, *wanted[:2], self._params, self._prompt, wanted.scored)
+        rows = self._target.step(self._sequence, *wanted[:2], self._params, self._prompt, *wanted[2:])
         self._progress.take(rows)
         if self.length < before + len(wanted.tokens):  # not all drafts were kept
             self._target.truncate(self._sequence, self.length)

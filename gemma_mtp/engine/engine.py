@@ -14,6 +14,7 @@ from gemma_mtp.checkpoints.packing import Packer, uses_of
 from gemma_mtp.checkpoints.quantization import Dtype
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
+from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.interface import Part, logprob_of
@@ -25,6 +26,7 @@ from gemma_mtp.ops.native import NativeOps, NativeWeights
 
 MAX_DEPTH = 32  # tokens a round can draft
 _MAX_OUTPUTS = 64
+_ANY = np.empty((0, 0), np.uint32)  # no masks
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Engine:
         self.cache = _native.KvCache("f32" if dtype == "f32" else "f16", layers, context, rollback=2 * MAX_DEPTH)
         self._runner = _native.Runner(self.plan, self.cache, decoded.logits, decoded.hidden, config.vocab)
         self.drafter: _native.Drafter | None = None
+        self._exact = _native.SampleParams(logprobs=1)  # settings that read every logit, as a masked row does
 
     def attach(
         self,
@@ -123,9 +126,10 @@ class Engine:
         params: SamplingParams,
         prompt: int = 0,
         scored: Sequence[int] = (),
+        allowed: Masks | None = None,
     ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
-        return self.run([Part(sequence, tokens, rows, params, prompt, scored)])[0]
+        return self.run([Part(sequence, tokens, rows, params, prompt, scored, allowed)])[0]
 
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts.
@@ -136,7 +140,10 @@ class Engine:
         self._forward(parts, settings)
         hidden = self._runner.hidden() if self.drafter else None
         choices = self._runner.choose(
-            [(native, _seen(part), part.prompt) for native, part in zip(settings, parts, strict=True)]
+            [
+                (native, _seen(part), part.prompt, _ANY if part.allowed is None else part.allowed)
+                for native, part in zip(settings, parts, strict=True)
+            ]
         )
         results, at = [], 0
         for part in parts:
@@ -196,8 +203,14 @@ class Engine:
         return self.cache.read(sequence.handle, layer, start, end)
 
     def _forward(self, parts: Sequence[Part], settings: Sequence[_native.SampleParams]) -> None:
+        exact = self._exact
         feeds = [
-            (part.sequence.handle, np.array(part.tokens, np.int32), part.rows, native)
+            (
+                part.sequence.handle,
+                np.array(part.tokens, np.int32),
+                part.rows,
+                native if part.allowed is None else exact,
+            )
             for part, native in zip(parts, settings, strict=True)
         ]
         try:
@@ -214,7 +227,7 @@ class Engine:
             parts = []
             for start in range(0, len(tokens), _MAX_OUTPUTS):
                 part = tokens[start : start + _MAX_OUTPUTS]
-                self._forward([Part(sequence, part, len(part), SamplingParams())], [_native.SampleParams(logprobs=1)])
+                self._forward([Part(sequence, part, len(part), SamplingParams())], [self._exact])
                 parts.append(read())
             return np.concatenate(parts)
         finally:

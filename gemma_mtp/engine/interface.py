@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp.config import ModelConfig
+from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import Rows
 from gemma_mtp.decoding.sampling import SamplingParams
 
@@ -20,6 +21,7 @@ class Part(NamedTuple):
     params: SamplingParams
     prompt: int = 0
     scored: Sequence[int] = ()
+    allowed: Masks | None = None
 
 
 def logprob_of(logit: float, largest: float, of_largest: float) -> float:
@@ -62,6 +64,7 @@ class AnyEngine(Protocol):
         params: SamplingParams,
         prompt: int = 0,
         scored: Sequence[int] = (),
+        allowed: Masks | None = None,
     ) -> Rows:
         """See decoding.verification.Target. Raises PromptError for a token outside the vocabulary or a full context."""
 

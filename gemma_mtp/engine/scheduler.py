@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from gemma_mtp.decoding.depth import DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
+from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.shared_depth import SharedDepth
@@ -49,6 +50,7 @@ class Request:
     draft: int | str
     receive: Callable[[Update], None]
     prediction: Sequence[int] = ()
+    constraint: Constraint | None = None
     cancelled: bool = False
 
 
@@ -133,6 +135,7 @@ class Scheduler:
             context=self._engine.context,
             sources=draft_sources(self._engine, sequence, request.params, request.prediction) if depth else (),
             depth=depth,
+            constraint=request.constraint,
             eos_ids=request.eos_ids,
         )
         self._running.append(_Running(request, sequence, progress))
@@ -171,7 +174,7 @@ class Scheduler:
             self._leave(running, error)
             return
         request = running.request
-        part = Part(running.sequence, wanted.tokens, wanted.rows, request.params, len(request.prompt), wanted.scored)
+        part = Part(running.sequence, *wanted[:2], request.params, len(request.prompt), *wanted[2:])
         parts.append((running, part))
 
     def _take(self, running: _Running, part: Part, rows: Rows) -> None:

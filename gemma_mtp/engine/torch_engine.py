@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
+from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.interface import logprob_of
@@ -113,6 +114,7 @@ class TorchEngine:
         params: SamplingParams,
         prompt: int = 0,
         scored: Sequence[int] = (),
+        allowed: Masks | None = None,
     ) -> Rows:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         decoded = self._forward(sequence, tokens, rows)
@@ -120,8 +122,9 @@ class TorchEngine:
         self._last_logits = _numpy(decoded.logits)
         first = len(sequence.tokens) - rows + 1  # index of the first sampled token
         seen, drafted = sequence.tokens[:first], sequence.tokens[first:]
+        masks = [None] * rows if allowed is None else [*[None] * (rows - len(allowed)), *allowed]
         choices = [
-            self._sample(logits, first + i, params, seen, drafted[:i], prompt)
+            self._sample(logits, first + i, params, seen, drafted[:i], prompt, masks[i])
             for i, logits in enumerate(self._last_logits)
         ]
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
@@ -231,9 +234,10 @@ class TorchEngine:
         seen: Sequence[int],
         drafted: Sequence[int],
         prompt: int,
+        allowed: NDArray[np.uint32] | None = None,
     ) -> tuple[int, float, list[tuple[int, float]]]:
         """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`; of these the first
-        `prompt` were not generated."""
+        `prompt` were not generated. allowed: the mask of what may be sampled."""
         return self._sampler.sample(
             logits,
             position,
@@ -250,6 +254,7 @@ class TorchEngine:
             seen=seen if params.counts else [],
             drafted=drafted if params.counts else [],
             prompt=prompt,
+            allowed=allowed,
         )
 
 

@@ -14,7 +14,7 @@ from gemma_mtp.async_engine import AsyncEngine, AsyncStream
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.errors import GemmaMtpError
 from gemma_mtp.generation import Piece
-from gemma_mtp.model import Asked, Draft, Model, Prompt, Tools
+from gemma_mtp.model import Asked, Draft, Model, Prompt, ToolChoice, Tools
 from gemma_mtp.server.choices import Choice, Writer
 from gemma_mtp.server.errors import ApiError, api_error
 from gemma_mtp.server.metrics import Metrics
@@ -29,6 +29,8 @@ class Asking:
     generations: Sequence[tuple[Prompt, SamplingParams]]
     draft: Draft
     tools: Tools | None = None
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     thinking: bool = False
     prediction: str | None = None
 
@@ -36,7 +38,14 @@ class Asking:
         """Renders and encodes the prompts. Raises PromptError, SettingsError."""
         return [
             model.ask(
-                prompt, params, self.draft, tools=self.tools, thinking=self.thinking, prediction=self.prediction
+                prompt,
+                params,
+                self.draft,
+                tools=self.tools,
+                tool_choice=self.tool_choice,
+                parallel_tool_calls=self.parallel_tool_calls,
+                thinking=self.thinking,
+                prediction=self.prediction,
             )
             for prompt, params in self.generations
         ]

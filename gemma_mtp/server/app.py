@@ -24,6 +24,8 @@ from gemma_mtp.server.messages import CountBody, MessagesBody
 from gemma_mtp.server.metrics import Metrics
 from gemma_mtp.server.openai import ChatForm, CompletionForm, Echo, Form, OpenAIWriter, Spelling, now
 from gemma_mtp.server.page import add_page
+from gemma_mtp.server.responses import ResponsesBody
+from gemma_mtp.server.responses_writer import ResponsesWriter
 from gemma_mtp.server.schema import ChatBody, Common, CompletionBody, DetokenizeBody, TokenizeBody
 
 DEFAULT_COMPLETION = 16  # tokens of a completion that does not say how many, as OpenAI has it
@@ -52,7 +54,7 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
     _answer_errors(app)
     add_page(app)
 
-    def check_model(body: Common | CountBody | TokenizeBody | DetokenizeBody) -> None:
+    def check_model(body: Common | ResponsesBody | CountBody | TokenizeBody | DetokenizeBody) -> None:
         if body.model is not None and body.model != name:
             message = f"There is no model '{body.model}' here: this server runs '{name}'."
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -80,6 +82,8 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
             [(messages, params) for params in settings],
             body.drafting,
             body.declared_tools,
+            body.forced_choice,
+            body.parallel_tool_calls is not False,
             body.thinking,
             body.predicted,
         )
@@ -87,6 +91,20 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
         ends = frozenset() if body.ignore_eos else asked[0].ends
         form: Form = ChatForm(Spelling(model.tokenizer, ends), top)
         return await answering.answer(writer(form, body), asked, request)
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesBody, request: Request) -> Response:
+        check_model(body)
+        asking = Asking(
+            [(body.conversation, body.sampling(model.context))],
+            body.draft,
+            body.declared_tools,
+            body.forced_choice,
+            body.parallel_tool_calls is not False,
+            body.thinks,
+        )
+        asked = await answering.prepare(asking)
+        return await answering.answer(ResponsesWriter(name, bool(body.stream), body.echoed()), asked, request)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -110,7 +128,8 @@ def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), ma
 
     async def prepared(body: CountBody, params: SamplingParams, draft: Draft) -> list[Asked]:
         check_model(body)
-        return await answering.prepare(Asking([(body.conversation, params)], draft, body.declared_tools, body.thinks))
+        tools = (body.declared_tools, body.forced_choice, body.several_calls)
+        return await answering.prepare(Asking([(body.conversation, params)], draft, *tools, body.thinks))
 
     @app.post("/v1/messages")
     async def messages(body: MessagesBody, request: Request) -> Response:

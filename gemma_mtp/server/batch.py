@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from gemma_mtp.errors import SettingsError
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _BUSY = (503, 529)
 _RETRY = 0.05  # seconds
 

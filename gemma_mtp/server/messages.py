@@ -103,12 +103,14 @@ class Tool(Body):
 class ToolChoice(Body):
     type: Literal["auto", "none", "any", "tool"]
     name: str | None = None
-    disable_parallel_tool_use: Literal[False] = False
+    disable_parallel_tool_use: bool = False
 
     @model_validator(mode="after")
     def _check_type(self) -> "ToolChoice":
-        if self.type in ("any", "tool"):
-            raise ValueError(f"'tool_choice' is '{self.type}', but calls cannot be enforced: use 'auto' or 'none'.")
+        if (self.type == "tool") != (self.name is not None):
+            raise ValueError("A 'name' belongs to a 'tool_choice' of the type 'tool', and to no other.")
+        if self.disable_parallel_tool_use and self.type == "auto":
+            raise ValueError("'disable_parallel_tool_use' is set, but only a call that is forced can be kept to one.")
         return self
 
 
@@ -166,6 +168,19 @@ class CountBody(Body):
             }
             for tool in self.tools
         ]
+
+    @property
+    def forced_choice(self) -> str | dict[str, Any]:
+        """The choice in OpenAI's form."""
+        if self.tool_choice is None or self.tool_choice.type in ("auto", "none"):
+            return "auto"
+        if self.tool_choice.type == "any":
+            return "required"
+        return {"type": "function", "function": {"name": self.tool_choice.name}}
+
+    @property
+    def several_calls(self) -> bool:
+        return self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
 
     @property
     def thinks(self) -> bool:

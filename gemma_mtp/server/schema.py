@@ -2,15 +2,18 @@
 
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gemma_mtp.decoding.grammar import Grammar
 from gemma_mtp.decoding.sampling import SamplingParams
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+
+ONE_CALL = "'parallel_tool_calls' is false, but only a call that 'tool_choice' forces can be kept to one."
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
@@ -23,6 +26,65 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+
+
+class JsonSchema(Body):
+    name: str
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # without effect: what comes always has the schema's form
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+    grammar: ClassVar[None] = None
+
+
+class JsonObjectFormat(Body):
+    type: Literal["json_object"]
+
+    @property
+    def grammar(self) -> Grammar:
+        return Grammar.json_object()
+
+
+class JsonSchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    @property
+    def grammar(self) -> Grammar:
+        return Grammar.json_schema(self.json_schema.json_schema)
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(Body):
+    """What an answer must be, in one of these ways; the names are vLLM's."""
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    lark: str | None = Field(None, alias="grammar")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "StructuredOutputs":
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("'structured_outputs' needs one of json, json_object, regex, choice and grammar.")
+        return self
+
+    @property
+    def grammar(self) -> Grammar:
+        """Raises SettingsError."""
+        if self.regex is not None:
+            return Grammar.regex(self.regex)
+        if self.choice is not None:
+            return Grammar.choice(self.choice)
+        if self.lark is not None:
+            return Grammar.lark(self.lark)
+        return Grammar.json_object() if self.json_schema is None else Grammar.json_schema(self.json_schema)
 
 
 class Common(Body):
@@ -44,6 +106,8 @@ class Common(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Annotated[float, Field(ge=-100, le=100)]] | None = None
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     draft: Literal["auto", "off"] | Annotated[int, Field(ge=0, strict=True)] | None = None
     speculative_n_max: Annotated[int, Field(ge=0, strict=True)] | None = Field(None, alias="speculative.n_max")
     timings_per_token: bool = False  # llama.cpp's: every event of a stream has timings
@@ -60,7 +124,16 @@ class Common(Body):
             raise ValueError("The parameter 'stream_options' is for streams: set 'stream' as well.")
         if self.draft is not None and self.speculative_n_max is not None:
             raise ValueError("Both 'draft' and 'speculative.n_max' are given, which mean the same: give one.")
+        if self.response_format is not None and self.response_format.type != "text" and self.structured_outputs:
+            raise ValueError("Both 'response_format' and 'structured_outputs' say what an answer must be: give one.")
         return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Raises SettingsError."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.grammar
+        return self.response_format.grammar if self.response_format is not None else None
 
     @property
     def drafting(self) -> int | str:
@@ -75,6 +148,7 @@ class Common(Body):
         """The settings of each choice: choice i has the seed plus i. of_prompt: whether log probabilities, if there are
         any, are of the prompt too. Raises SettingsError."""
         seed = secrets.randbits(63) if self.seed is None else self.seed
+        grammar = self.grammar
         return [
             SamplingParams(
                 max_tokens=max_tokens,
@@ -91,6 +165,7 @@ class Common(Body):
                 frequency_penalty=self.frequency_penalty or 0.0,
                 logit_bias=self.logit_bias or {},
                 prompt_logprobs=of_prompt and logprobs > 0,
+                grammar=grammar,
             )
             for choice in range(self.choices)
         ]
@@ -127,8 +202,13 @@ class Prediction(Body):
     content: str | list[TextPart]
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
+class FunctionName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class TemplateOptions(Body):
@@ -163,19 +243,10 @@ class ChatBody(Common):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None  # others need decoding that is guided by a grammar
-    parallel_tool_calls: Literal[True] | None = None
-    response_format: ResponseFormat | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     chat_template_kwargs: TemplateOptions | None = None
-
-    @field_validator("tool_choice", mode="before")
-    @classmethod
-    def _check_tool_choice(cls, value: Any) -> Any:
-        if value == "required" or isinstance(value, dict):
-            what = "'required'" if value == "required" else "a tool to be called"
-            raise ValueError(f"'tool_choice' is {what}, but calls cannot be enforced here: use 'auto' or 'none'.")
-        return value
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatBody":
@@ -183,6 +254,8 @@ class ChatBody(Common):
             raise ValueError("The parameter 'top_logprobs' is given without 'logprobs': set that as well.")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("'max_tokens' and 'max_completion_tokens' mean the same but differ: give one.")
+        if self.declared_tools and self.parallel_tool_calls is False and self.forced_choice == "auto":
+            raise ValueError(ONE_CALL)
         return self
 
     @property
@@ -193,6 +266,11 @@ class ChatBody(Common):
     @property
     def thinking(self) -> bool:
         return self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking
+
+    @property
+    def forced_choice(self) -> str | dict[str, Any]:
+        choice = self.tool_choice
+        return choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto"
 
     @property
     def declared_tools(self) -> list[dict[str, Any]] | None:

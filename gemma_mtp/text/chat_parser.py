@@ -10,12 +10,12 @@ from typing import Any, Literal, NoReturn
 
 # Gemma 4's markup: <|channel>thought\n...<channel|> and <|tool_call>call:name{key:value,...}<tool_call|>, with strings
 # as <|"|>...<|"|>. Each of these is one token.
-_CHANNEL, _CHANNEL_END = "<|channel>", "<channel|>"
-_CALL, _CALL_END = "<|tool_call>", "<tool_call|>"
-_QUOTE = '<|"|>'
+CHANNEL, CHANNEL_END = "<|channel>", "<channel|>"
+CALL, CALL_END = "<|tool_call>", "<tool_call|>"
+QUOTE = '<|"|>'
 _CHANNEL_NAME = "thought"
 _MAX_DEPTH = 64  # of nested arguments
-_OPEN_CHANNEL = re.compile(rf"{re.escape(_CHANNEL)}({_CHANNEL_NAME}\n?)?\Z")
+_OPEN_CHANNEL = re.compile(rf"{re.escape(CHANNEL)}({_CHANNEL_NAME}\n?)?\Z")
 _CALL_HEAD = re.compile(r"\s*call:([^\s{}:]+)\s*(?=\{)")
 
 
@@ -50,12 +50,17 @@ class ChatParser:
     """
 
     def __init__(self, *, reasoning: bool = True, tool_calls: bool = True, prompt: str = "") -> None:
-        self._markers = (_CHANNEL, _CHANNEL_END) * reasoning + (_CALL,) * tool_calls
-        self.markup = self._markers + (_CALL_END, _QUOTE) * tool_calls  # the tokens it must see, special ones or not
+        self._markers = (CHANNEL, CHANNEL_END) * reasoning + (CALL,) * tool_calls
+        self.markup = self._markers + (CALL_END, QUOTE) * tool_calls  # the tokens it must see, special ones or not
         self._buffer = ""
         self._state = self._content
         if reasoning and (opening := _OPEN_CHANNEL.search(prompt)):
             self.push(opening[0])
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether a channel is open."""
+        return self._state in (self._channel_name, self._reasoning)
 
     def push(self, text: str) -> list[ChatEvent]:
         """What this text completes."""
@@ -76,41 +81,41 @@ class ChatParser:
         text, marker = self._take(self._markers, final)
         if text:
             yield ChatEvent("content", text)
-        if marker == _CHANNEL:
+        if marker == CHANNEL:
             self._state = self._channel_name
-        elif marker == _CALL:
+        elif marker == CALL:
             self._state = self._call
         # A channel's end without its start says nothing; the model sometimes adds one.
 
     def _channel_name(self, final: bool) -> Iterator[ChatEvent]:
         name = _CHANNEL_NAME + "\n"
-        if not final and (name.startswith(self._buffer) or _CHANNEL.startswith(self._buffer)):
+        if not final and (name.startswith(self._buffer) or CHANNEL.startswith(self._buffer)):
             return
-        if self._buffer.startswith(_CHANNEL):  # opened once more
-            self._buffer = self._buffer.removeprefix(_CHANNEL)
+        if self._buffer.startswith(CHANNEL):  # opened once more
+            self._buffer = self._buffer.removeprefix(CHANNEL)
             return
         self._buffer = self._buffer.removeprefix(_CHANNEL_NAME).removeprefix("\n")
         self._state = self._reasoning
         yield from ()
 
     def _reasoning(self, final: bool) -> Iterator[ChatEvent]:
-        text, marker = self._take(("\n" + _CHANNEL_END, _CHANNEL_END), final)
+        text, marker = self._take(("\n" + CHANNEL_END, CHANNEL_END), final)
         if text:
             yield ChatEvent("reasoning", text)
         if marker:
             self._state = self._content
 
     def _call(self, final: bool) -> Iterator[ChatEvent]:
-        end = _unquoted(self._buffer, _CALL_END)
+        end = _unquoted(self._buffer, CALL_END)
         if end < 0 and not final:
             return
-        raw = self._buffer if end < 0 else self._buffer[: end + len(_CALL_END)]
+        raw = self._buffer if end < 0 else self._buffer[: end + len(CALL_END)]
         self._buffer = self._buffer[len(raw) :]
         self._state = self._content
         try:
-            yield ChatEvent("tool_call", tool_call=_parse_call(raw.removesuffix(_CALL_END) if end >= 0 else ""))
+            yield ChatEvent("tool_call", tool_call=_parse_call(raw.removesuffix(CALL_END) if end >= 0 else ""))
         except ValueError:
-            yield ChatEvent("content", _CALL + raw)
+            yield ChatEvent("content", CALL + raw)
 
     def _take(self, markers: tuple[str, ...], final: bool) -> tuple[str, str]:
         """Takes the text before the first marker, and the marker ('': there is none yet) from the buffer."""
@@ -133,10 +138,10 @@ def _started(text: str, markers: tuple[str, ...]) -> int:
 def _unquoted(text: str, marker: str) -> int:
     """Where `marker` first stands outside of strings; -1: nowhere."""
     start = 0
-    for number, part in enumerate(text.split(_QUOTE)):
+    for number, part in enumerate(text.split(QUOTE)):
         if number % 2 == 0 and (at := part.find(marker)) >= 0:
             return start + at
-        start += len(part) + len(_QUOTE)
+        start += len(part) + len(QUOTE)
     return -1
 
 
@@ -156,9 +161,9 @@ def _parse_value(text: str, at: int, depth: int) -> tuple[Any, int]:
     if depth > _MAX_DEPTH:
         raise ValueError("the arguments are nested too deeply")
     at = _skip_space(text, at)
-    if text.startswith(_QUOTE, at):
-        end = text.index(_QUOTE, at + len(_QUOTE))
-        return text[at + len(_QUOTE) : end], end + len(_QUOTE)
+    if text.startswith(QUOTE, at):
+        end = text.index(QUOTE, at + len(QUOTE))
+        return text[at + len(QUOTE) : end], end + len(QUOTE)
     if text.startswith(("{", "["), at):
         return _parse_members(text, at, depth)
     if text.startswith("None", at):  # how the templates print a null
@@ -189,7 +194,7 @@ def _parse_members(text: str, at: int, depth: int) -> tuple[Any, int]:
 def _parse_key(text: str, at: int, depth: int) -> tuple[str, int]:
     """A key, bare or quoted."""
     at = _skip_space(text, at)
-    if text.startswith((_QUOTE, '"'), at):
+    if text.startswith((QUOTE, '"'), at):
         key, end = _parse_value(text, at, depth)
         return key, _skip_space(text, end)
     end = text.index(":", at)

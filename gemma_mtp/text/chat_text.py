@@ -15,14 +15,14 @@ class ChatText:
 
     def __init__(self, tokenizer: Tokenizer, parser: ChatParser) -> None:
         self._detokenizer = tokenizer.stream(skip_special=True, keep=parser.markup)
-        self._parser = parser
+        self.parser = parser
         self._events: list[list[ChatEvent]] = []  # of each token not yet taken, and at last of the flush
 
     def push(self, token: int) -> str:
-        return self._note(self._parser.push(self._detokenizer.push([token])))
+        return self._note(self.parser.push(self._detokenizer.push([token])))
 
     def flush(self) -> str:
-        return self._note(self._parser.push(self._detokenizer.flush()) + self._parser.flush())
+        return self._note(self.parser.push(self._detokenizer.flush()) + self.parser.flush())
 
     def take(self, count: int) -> list[list[ChatEvent]]:
         """What each of the next `count` tokens meant: nothing, for an end token that was not pushed."""

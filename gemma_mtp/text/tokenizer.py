@@ -164,6 +164,8 @@ class Tokenizer:
 
     def _spelling(self, id: int) -> bytes:
         try:
+            if not 0 <= id < self.vocab_size:  # the encoder's own ids have 32 bits
+                raise IndexError(id)
             return self._encoder.token(id)
         except IndexError:
             raise PromptError(f"The token {id} is outside the vocabulary of {self.vocab_size} tokens.") from None

@@ -21,6 +21,7 @@ using namespace nb::literals;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using State = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Masks = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using WeightPtr = std::shared_ptr<const Weight>;
 
@@ -181,9 +182,10 @@ void bind_plan(nb::module_& m) {
                 r.forward(native);
             }, "feeds"_a,
             "One pass over (sequence, tokens int32, number of last tokens whose output is wanted, how those are sampled).")
-        .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens, size_t>>& feeds) {
+        .def("choose", [](Runner& r, const std::vector<std::tuple<SampleParams, Tokens, size_t, Masks>>& feeds) {
                 std::vector<Choosing> how;
-                for (const auto& [params, seen, prompt] : feeds) how.push_back({params, view(seen), prompt});
+                for (const auto& [params, seen, prompt, allowed] : feeds)
+                    how.push_back({params, view(seen), prompt, {allowed.data(), allowed.size()}, allowed.shape(0)});
                 std::vector<Choice> choices;
                 std::vector<Sampled> sampled;
                 {
@@ -196,8 +198,8 @@ void bind_plan(nb::module_& m) {
                     choices.emplace_back(s.token, s.logprob, std::move(top));
                 }
                 return choices;
-            }, "feeds"_a, "Samples the last pass's outputs, with (params, seen, how many of these are the prompt's) for "
-            "each of its feeds: (token, its log probability, the likeliest tokens').")
+            }, "feeds"_a, "Samples the last pass's outputs, with (params, seen, how many of these are the prompt's, "
+            "allowed uint32 [masks, words]) for each of its feeds, the masks being of its last outputs: (token, its log probability, the likeliest tokens').")
         .def("logits", [](Runner& r) {
                 if (!r.exact()) throw InputError("the last pass computed only the largest logits exactly");
                 return copy_rows(r.outputs(), r.vocab(), [&](int i) { return r.logits(i); });

@@ -69,6 +69,7 @@ std::vector<Sampled> Runner::sample(std::span<const Choosing> how) {
     struct Place {
         size_t feed;
         std::span<const int32_t> drafted;  // the feed's tokens after its first output, up to this one
+        std::span<const uint32_t> allowed{};
     };
     std::vector<Place> places;
     for (size_t feed = 0; feed < how.size(); feed++) {
@@ -78,12 +79,19 @@ std::vector<Sampled> Runner::sample(std::span<const Choosing> how) {
             const int start = pass_.outputs[first] + 1, end = pass_.outputs[places.size()] + 1;
             places.push_back({feed, std::span<const int32_t>(tokens_).subspan(start, end - start)});
         }
+        const auto [allowed, masks] = std::pair(how[feed].allowed, how[feed].masks);
+        if (masks > places.size() - first) throw InputError("a feed has more masks than outputs");
+        for (size_t mask = 0; mask < masks; mask++) {
+            const size_t words = allowed.size() / masks;
+            places[places.size() - masks + mask].allowed = allowed.subspan(mask * words, words);
+        }
     }
     std::vector<Sampled> result(count);
     plan_->pool().parallel_for(static_cast<int64_t>(count), 1, [&](int64_t i, int64_t) {
         const Choosing& choosing = how[places[i].feed];
         result[i] = gmtp::sample(*plan_->kernels().sampling, logits(static_cast<int>(i)), vocab_, choosing.params,
-                                 pass_.positions[pass_.outputs[i]] + 1, {choosing.seen, places[i].drafted, choosing.prompt}, scratch_[i]);
+                                 pass_.positions[pass_.outputs[i]] + 1, {choosing.seen, places[i].drafted, choosing.prompt}, scratch_[i],
+                                 places[i].allowed);
     });
     return result;
 }

@@ -240,6 +240,17 @@ std::vector<int32_t> places_of(std::vector<int32_t> ids, const int32_t* tokens, 
     return places;
 }
 
+// Puts out what is not allowed.
+void mask(float* row, int64_t vocab, std::span<const uint32_t> allowed) {
+    for (int64_t word = 0; 32 * word < vocab; word++) {
+        uint32_t bits = allowed[word];
+        if (bits == ~0u) continue;
+        float* of_word = row + 32 * word;
+        for (int64_t i = 0, count = std::min<int64_t>(32, vocab - 32 * word); i < count; i++, bits >>= 1)
+            if (!(bits & 1)) of_word[i] = -kInfinity;
+    }
+}
+
 uint64_t splitmix(uint64_t x) {
     x += 0x9E3779B97F4A7C15;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
@@ -255,10 +266,12 @@ NoiseKey noise_key(uint64_t seed, int64_t position) {
 }
 
 Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t vocab, const SampleParams& p,
-               int64_t position, Seen seen, Scratch& scratch) {
+               int64_t position, Seen seen, Scratch& scratch, std::span<const uint32_t> allowed) {
     Sampled result;
     const float* row = logits;
-    if (p.adjusts()) {
+    if (!allowed.empty() && static_cast<int64_t>(allowed.size()) < (vocab + 31) / 32)
+        throw InputError("a mask needs a bit for each token of the vocabulary");
+    if (p.adjusts() || !allowed.empty()) {
         scratch.row.assign(logits, logits + vocab);
         if (p.repetition_penalty != 1) {
             penalise(logits, vocab, p.repetition_penalty, seen.sequence, scratch.row.data());
@@ -266,6 +279,7 @@ Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t voca
         }
         find_additions(p, seen, scratch);
         add_to(scratch.row.data(), vocab, nullptr, scratch.added);
+        if (!allowed.empty()) mask(scratch.row.data(), vocab, allowed);
         row = scratch.row.data();
     }
     result.token = Row(kernels, row, vocab, scratch).draw(p, position);

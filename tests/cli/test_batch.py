@@ -31,15 +31,17 @@ def test_every_request_has_an_answer_in_order(demo: Model, tmp_path: Path) -> No
         + line("other", "/v1/chat/completions", **sampled | {"model": "gpt"}, messages=messages)
         + line("chat", "/v1/chat/completions", **sampled, messages=messages)
         + line("message", "/v1/messages", **sampled, messages=messages)
+        + line("response", "/v1/responses", input="Hi", max_output_tokens=8, seed=4)
     )
     done = batch(source, target, "--parallel", 2, "--threads", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "4 of 6 requests were answered; the others have errors.\n"
+    assert done.stderr == "5 of 7 requests were answered; the others have errors.\n"
     answers = [json.loads(text) for text in target.read_text().splitlines()]
-    assert [answer["custom_id"] for answer in answers] == ["long", "several", "bad", "other", "chat", "message"]
-    assert [answer["response"]["status_code"] for answer in answers] == [200, 200, 400, 404, 200, 200]
+    names = ["long", "several", "bad", "other", "chat", "message", "response"]
+    assert [answer["custom_id"] for answer in answers] == names
+    assert [answer["response"]["status_code"] for answer in answers] == [200, 200, 400, 404, 200, 200, 200]
     assert all(answer["error"] is None and answer["id"].startswith("batch_req_") for answer in answers)
-    long, several, bad, _, chat, message = (answer["response"]["body"] for answer in answers)
+    long, several, bad, _, chat, message, response = (answer["response"]["body"] for answer in answers)
 
     def text(prompt: object, tokens: int = 8) -> str:
         params = SamplingParams(max_tokens=tokens, temperature=1.0, seed=4)
@@ -49,6 +51,7 @@ def test_every_request_has_an_answer_in_order(demo: Model, tmp_path: Path) -> No
     assert [one["text"] for one in several["choices"]] == [text("One, two,"), text("Red, green,")] * 9
     assert "temperature" in bad["error"]["message"]
     assert chat["choices"][0]["message"]["content"] == message["content"][0]["text"] == text(messages)
+    assert response["output"][0]["content"][0]["text"] == text(messages)
     assert answers[0]["response"]["request_id"] == long["id"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 

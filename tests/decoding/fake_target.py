@@ -7,6 +7,7 @@ import numpy as np
 
 from gemma_mtp import _native
 from gemma_mtp.decoding import Confidence, Rows, SamplingParams, TokenLogprobs
+from gemma_mtp.decoding.grammar import Masks
 
 VOCAB = 40
 
@@ -35,6 +36,7 @@ class FakeTarget:
         params: SamplingParams,
         prompt: int = 0,
         scored: Sequence[int] = (),
+        allowed: Masks | None = None,
     ) -> Rows:
         assert tokens
         assert 0 <= rows <= len(tokens)
@@ -45,6 +47,7 @@ class FakeTarget:
             raise KeyboardInterrupt
         ids, logprobs = [], []
         for length in range(len(sequence) - rows + 1, len(sequence) + 1):
+            row = length - 1 - len(sequence)  # from the last
             token, chosen, top = self._sampler.sample(
                 self.logits(sequence[:length]),
                 length,
@@ -58,6 +61,7 @@ class FakeTarget:
                 presence_penalty=params.presence_penalty,
                 frequency_penalty=params.frequency_penalty,
                 logit_bias=params.biases,
+                allowed=None if allowed is None or row < -len(allowed) else allowed[row],
                 seen=before,
                 drafted=sequence[len(before) : length],
                 prompt=prompt,

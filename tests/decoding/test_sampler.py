@@ -308,3 +308,25 @@ def test_logits_without_a_finite_maximum_are_refused(value):
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(_native.InputError, match="sse9"):
         _native.Sampler("sse9")
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 31, 32, 33, 1000, 5000]), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_a_mask_leaves_what_the_others_were_never_there_for(seed, vocab, kind):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, vocab).astype(np.float32)
+    allowed = rng.random(vocab) < rng.choice([0.01, 0.5, 0.99])
+    allowed[rng.integers(vocab)] = True
+    filtered = [{"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"temperature": 2.0, "min_p": 0.1}]
+    how = [{}, {"temperature": 1.0}, *filtered][kind] | {"seed": seed, "logit_bias": [(0, 1.5)]}
+    bits = np.packbits(allowed, bitorder="little")
+    words = np.pad(bits, (0, -len(bits) % 4)).view(np.uint32)
+    without = np.where(allowed, logits, -np.inf).astype(np.float32)
+    for sampler in SAMPLERS.values():
+        masked = sampler.sample(logits, 9, allowed=words, **how)
+        assert masked[0] == sampler.sample(without, 9, **how)[0]
+        assert allowed[masked[0]]
+        told = sampler.sample(logits, 9, allowed=words, logprobs=3, **how)
+        assert (told[0], told[2]) == (masked[0], sampler.sample(logits, 9, logprobs=3, **how)[2])
+    with pytest.raises(_native.InputError, match="a bit for each token"):
+        BEST.sample(np.zeros(32 * len(words) + 1, np.float32), 0, allowed=words)

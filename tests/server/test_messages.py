@@ -155,7 +155,7 @@ def test_the_answer_is_the_models_and_does_not_depend_on_drafting(demo_server: S
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "no place for a block"),
         ({"system": [{"type": "text", "text": "x", "citations": [{}]}]}, "'citations' are not supported"),
-        ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "calls cannot be enforced"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "A 'name' belongs to"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "'adaptive'"),
         ({"stop_sequences": [""]}, "strings that are not empty"),

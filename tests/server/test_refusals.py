@@ -73,7 +73,7 @@ def test_a_bad_parameter_of_a_completion(demo_server: Server, more: dict, param:
         ({"messages": [{"role": "user", "content": "Hi", "audio": {"id": "a"}}]}, "'audio' are not supported"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"x": 1}]}]}, "without the name"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, ""),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"tools": [{"type": "function"}]}, ""),
         ({"top_logprobs": 2}, "without 'logprobs'"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "differ"),

@@ -167,8 +167,9 @@ def test_a_hugging_face_folder_gives_the_same_tokenizer(folder, parse_special):
         ids = ours.encode(text, parse_special=parse_special)
         assert theirs.encode(text, parse_special=parse_special) == ids
         assert theirs.decode(ids) == ours.decode(ids)
-    with pytest.raises(PromptError, match="outside the vocabulary"):
-        theirs.decode([SIZE])
+    for outside in (SIZE, 2**32):
+        with pytest.raises(PromptError, match="outside the vocabulary"):
+            theirs.decode([outside])
 
 
 def test_the_end_tokens_come_from_the_most_telling_file(folder):

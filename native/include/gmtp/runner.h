@@ -21,6 +21,9 @@ struct Choosing {
     SampleParams params;
     std::span<const int32_t> seen;  // what penalties count, up to and including the first output's own token
     size_t prompt = 0;              // how many of these are the prompt's
+    // [masks][words]: what each of the last `masks` outputs may be, see sample(); the others may be anything.
+    std::span<const uint32_t> allowed{};
+    size_t masks = 0;
 };
 
 class Runner {

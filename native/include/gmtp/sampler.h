@@ -115,9 +115,11 @@ constexpr float kLargestNoise = 22.9f;  // no g is larger: see uniform() in kern
 // top-k, top-p, min-p. Tokens are ranked by (logit descending, id ascending), and each
 // filter keeps a first part of that ranking: top-k exactly k tokens, top-p those with less than top_p of the probability
 // ranked before them, min-p those with at least min_p times the probability of the first. At least one is kept.
-// Throws InputError when no logit is finite.
+// allowed: a bit for each token, bit t % 32 of word t / 32, of those that may be sampled; empty: all may. The others are out
+// before anything else looks at the logits, log probabilities excepted.
+// Throws InputError when no logit is finite, or none that is allowed.
 Sampled sample(const SamplingKernels& kernels, const float* logits, int64_t vocab, const SampleParams& params,
-               int64_t position, Seen seen, Scratch& scratch);
+               int64_t position, Seen seen, Scratch& scratch, std::span<const uint32_t> allowed = {});
 
 // What of its logits a position's draw reads.
 struct Wanted {
