@@ -49,7 +49,7 @@ from gemma_mtp.training.drafter import (
     with_embedding,
 )
 from gemma_mtp.training.evaluate import acceptance
-from gemma_mtp.training.export import rounded, write_folder
+from gemma_mtp.training.export import rounded, widened, write_folder
 from gemma_mtp.training.fitting import fit_first_matrix
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, load_progress, on_device, save_progress
 from gemma_mtp.training.pretrain import pretrain
@@ -59,6 +59,7 @@ VOCAB = 4096
 LENGTH = 384  # tokens of a training window
 SEQUENCES = 3  # windows a step
 TOGETHER = 16  # texts that the target writes at once
+DRAFTER_WIDTH = 224  # of its files: see widened
 FITTED = 16  # steps' texts that the first matrix of the drafter is fitted to
 RATE = 1e-3  # of the drafter's learning
 SHARES = {"target": 0.6, "sampling": 0.1, "drafter": 0.3}  # of the time
@@ -154,7 +155,7 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
 
     windows = Windows(tokens, LENGTH, BOS, seed + 1)
     own = Windows(written_by(out, windows, seconds["sampling"], log), LENGTH, BOS, seed)
-    described = drafter_config(target)  # with a full head, which llama.cpp reads too
+    described = drafter_config(target)  # with a full head, as llama.cpp has it
     drafter = config_from_hf(described)
     assert isinstance(drafter, DrafterConfig)
     target_weights = rounded(weights)
@@ -182,7 +183,8 @@ def train_pair(out: Path, minutes: float, seed: int, log: Log) -> None:
         done=done,
         save=lambda progress: save_progress(kept / "drafter.pt", drafter_weights, progress),
     )
-    write_folder(out / "assistant", described, with_embedding(drafter_weights, output_embedding(running, target)))
+    whole = with_embedding(drafter_weights, output_embedding(running, target))
+    write_folder(out / "assistant", *widened(described, whole, DRAFTER_WIDTH))
     (out / "gguf").mkdir(exist_ok=True)
     convert(out, out / "gguf" / "small-gemma4.gguf", force=True)
     convert(out / "assistant", out / "gguf" / "small-gemma4-assistant.gguf", force=True)

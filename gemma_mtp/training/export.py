@@ -54,6 +54,22 @@ def write_compact(folder: Path, config: Mapping[str, Any], weights: Mapping[str,
     _write(folder, {**config, "dtype": "float16"}, tensors)
 
 
+def widened(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], hidden: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same assistant, wider, filled up with zeros: llama.cpp takes none that is as wide as its target."""
+    text = config["text_config"]
+    wide = {**config, "text_config": {**text, "hidden_size": hidden}}
+    of_norms = (text["hidden_size"] / hidden) ** 0.5  # the mean of the squares now counts zeros too
+    filled = {}
+    for name, shape in weight_shapes(config_from_hf(wide, "the configuration")).items():
+        filled[name] = value = weights[name].detach()
+        if value.shape != shape:
+            filled[name] = value.new_zeros(shape)
+            filled[name][tuple(map(slice, value.shape))] = value * of_norms if value.ndim == 1 else value
+    return wide, filled
+
+
 def _stored(weight: Tensor, dtype: torch.dtype, minus: float = 0.0) -> Tensor:
     """A weight as a file has it: floats less `minus` in dtype, token ids as int64."""
     value = weight.detach().cpu()

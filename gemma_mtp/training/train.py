@@ -177,7 +177,7 @@ class Training:
             save=lambda progress: save_progress(out / "progress.pt", drafter_weights, progress),
         )
         write_folder(out, self.described, with_embedding(drafter_weights, embedding))
-        if "embed" not in drafter_weights:
+        if isinstance(self.drafter, DrafterConfig) and "embed" not in drafter_weights:
             write_compact(out / "compact", self.described, drafter_weights)
         self._write_tokenizer()
         rates = self._measure(held_out, log)

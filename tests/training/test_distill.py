@@ -20,6 +20,7 @@ from gemma_mtp.training.drafter import (
     with_embedding,
 )
 from gemma_mtp.training.evaluate import before_loop
+from gemma_mtp.training.export import widened
 from gemma_mtp.training.heads import first_heads, heads_config
 from gemma_mtp.training.optimise import Budget, Optimiser, initial_weights, on_device
 from gemma_mtp.training.pretrain import run_target
@@ -166,6 +167,23 @@ def test_heads_learn_what_they_are_asked_for(kind: str, head: dict[str, int]) ->
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in optimiser.trained)
+
+
+def test_a_wider_drafter_says_the_same() -> None:
+    target = target_of("E2B")
+    described = drafter_config(target, layers=2, centroids=16)
+    drafter, of_target = config_from_hf(described), on_device(initial_weights(target))
+    first = first_weights(drafter, target, of_target)
+    weights = with_embedding(first, output_embedding(of_target, target))
+    wide, wide_weights = widened(described, weights, target.hidden + 32)
+    lesson = lesson_of(of_target, target, texts(1, 16))
+    shared = {"target_embed": of_target["embed"], "target_output": of_target["embed"]}
+    with torch.no_grad():
+        expected = draft_rounds(on_device(weights, shared), drafter, target, lesson, depth=2)
+        found = draft_rounds(on_device(wide_weights, shared), config_from_hf(wide), target, lesson, depth=2)
+    for rows, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(rows.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(rows.centroid_scores, wanted.centroid_scores, atol=1e-4, rtol=1e-4)
 
 
 def test_clusters_are_of_one_size_and_hold_what_is_near() -> None:

@@ -175,6 +175,7 @@ def test_parallel_heads_are_trained_for_a_target_too(target: dict[str, Any], tmp
     settings = replace(target["settings"], kind="heads", minutes=0.1, accumulate=2, texts=4, rate=2e-3)
     quiet = {"show": lambda what, share: None, "tell": lambda line: None}
     Training(settings, tmp_path / "heads").run(resume=False, **quiet)
+    assert not (tmp_path / "heads" / "compact").exists()
     described = json.loads((tmp_path / "heads" / "config.json").read_text())
     of_target = open_checkpoint(target["target"]).config
     config = config_from_hf(described)
