@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -53,8 +54,18 @@ class Answer(NamedTuple):
 
 class Server(NamedTuple):
     name: str
+    pid: int
     client: httpx.AsyncClient
     extra: dict  # fields of a request for this server
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has used so far; Linux only, 0 elsewhere."""
+        stat = Path(f"/proc/{self.pid}/stat")
+        if not stat.exists():
+            return 0.0
+        user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     async def ask(self, request: Request, temperature: float) -> Answer:
         body = {
@@ -103,6 +114,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers must not outlive this
     model = demo_path() if args.model == "demo" else args.model
     samples = asyncio.run(measure(args, model))
     result = {
@@ -130,10 +142,8 @@ async def measure(args: argparse.Namespace, model: str) -> dict[int, dict[str, l
     samples: dict = {level: {name: [] for name in SERVERS} for level in args.clients}
     with ExitStack() as running:
         servers = [
-            Server(
-                name, running.enter_context(started(name, args, model)), {} if name == "llama.cpp" else {"draft": draft}
-            )
-            for name, draft in zip(SERVERS, ("auto", "off", ""), strict=True)
+            Server(name, *running.enter_context(started(name, args, model)), {"draft": draft} if draft else {})
+            for name, draft in zip(SERVERS, ("auto", "off", None), strict=True)
         ]
         for server in servers:
             await level_of(server, requests(4, "warm-up"), 2, args.temperature)
@@ -161,7 +171,7 @@ async def level_of(
         for index, request in waiting:
             answers[index] = await server.ask(request, temperature)
 
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu, of_server = time.perf_counter(), time.process_time(), server.cpu_seconds
     await asyncio.gather(*(client() for _ in range(clients)))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     first, gaps = [a.first for a in answers.values()], [gap for a in answers.values() for gap in a.gaps]
@@ -171,6 +181,7 @@ async def level_of(
         "first token p95 ms": 1000 * percentile(first, 95),
         "between p95 ms": 1000 * percentile(gaps, 95),
         "seconds": seconds,
+        "server's CPU share": (server.cpu_seconds - of_server) / seconds,
         "client's CPU share": cpu / seconds,
     }
     return figures, [answers[index].text for index in range(len(asked))]
@@ -192,8 +203,8 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 @contextmanager
-def started(name: str, args: argparse.Namespace, model: str) -> Iterator[httpx.AsyncClient]:
-    """A client of a server that runs until this ends."""
+def started(name: str, args: argparse.Namespace, model: str) -> Iterator[tuple[int, httpx.AsyncClient]]:
+    """The process id and a client of a server that runs until this ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -209,7 +220,7 @@ def started(name: str, args: argparse.Namespace, model: str) -> Iterator[httpx.A
             url = f"http://127.0.0.1:{port}"
             wait_for(url, process, name)
             limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
-            yield httpx.AsyncClient(base_url=url, timeout=600, limits=limits)
+            yield process.pid, httpx.AsyncClient(base_url=url, timeout=600, limits=limits)
         finally:
             process.terminate()
 

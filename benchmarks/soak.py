@@ -9,7 +9,7 @@ answers   each request that is valid is answered in full, and always with the sa
           the status and the error object that it should have; while the server is full, 503 is an answer too
 errors    no other 5xx, no traceback in the log, nothing left running once all clients are gone
 memory    the server's own memory (RssAnon) at the end is within 5 % of that after the first fifth of the time; judged
-          from 5 minutes on, and after the cache was filled once, whose memory is kept for later
+          from 5 minutes on, and after the largest requests came once, for which memory is taken as it is needed
 the end   what runs at SIGTERM is answered, and the server ends in time
 
 Linux only, for the memory. Exit status 1 says that something failed.
@@ -136,8 +136,10 @@ class Soak:
                 self.outcomes[f"{visit.__name__}: {outcome}"] += 1
 
     async def fill(self) -> None:
-        """The most that the server can have to hold at once: it keeps the cache's memory for later."""
-        most = {"prompt": max(TEXTS, key=len) * 20, "max_tokens": LONG, "logprobs": 2, "ignore_eos": True}
+        """The most that the server can have to hold at once: all sequences at their longest, and all logits of a pass
+        of as many sampled rows as there may be, as the prompt's log probabilities have. It keeps that memory for later.
+        """
+        most = {"prompt": max(TEXTS, key=len) * 20, "max_tokens": LONG, "logprobs": 2, "echo": True, "ignore_eos": True}
         for response in await asyncio.gather(*(self.http.post("/v1/completions", json=most) for _ in range(PARALLEL))):
             response.raise_for_status()
 
