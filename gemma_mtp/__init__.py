@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from gemma_mtp.async_engine import AsyncEngine, AsyncStream
     from gemma_mtp.decoding.grammar import Grammar
     from gemma_mtp.decoding.sampling import SamplingParams
-    from gemma_mtp.errors import BusyError, CheckpointError, GemmaMtpError, PairError, PromptError, SettingsError
+    from gemma_mtp.errors import (
+        BusyError,
+        CheckpointError,
+        GemmaMtpError,
+        LateError,
+        PairError,
+        PromptError,
+        SettingsError,
+    )
     from gemma_mtp.generation import Generation, Stream
     from gemma_mtp.model import Model
 
@@ -24,6 +32,7 @@ __all__ = [
     "GemmaMtpError",
     "Generation",
     "Grammar",
+    "LateError",
     "Model",
     "PairError",
     "PromptError",
