@@ -18,6 +18,7 @@ ROWS_AT_ONCE = 4096
 """How many rows `quantize_compensated` should be given at a time: it works on a few copies of them."""
 
 DAMPING = 0.01  # of the mean square of the inputs, added to every column's
+_LARGEST = 6 * 65504.0  # of a weight: the scale stays a finite fp16 in whatever range it is fitted
 _SHRINK = np.linspace(0.7, 1.05, 8, dtype=np.float32)  # of the scale that just reaches the largest value
 
 Floats = NDArray[np.float32]
@@ -69,6 +70,8 @@ def _best_scales(x: Floats, weight: Floats) -> Floats:
     """The fp16 scale of each row of x that errs least, with the columns' errors squared and weighted."""
     at = np.abs(x).argmax(1)
     extreme = x[np.arange(len(x)), at]
+    if not (np.abs(extreme) < _LARGEST).all():
+        raise ValueError("a weight is too large for the scale of Q4_0, or is not finite")
     best, least = np.zeros(len(x), np.float32), np.full(len(x), np.inf, np.float32)
     for bound in (-8, 7):
         for shrink in _SHRINK:
@@ -76,14 +79,11 @@ def _best_scales(x: Floats, weight: Floats) -> Floats:
             weighted = codes * weight
             squares = np.einsum("ij,ij->i", weighted, codes)
             fit = np.einsum("ij,ij->i", weighted, x) / np.where(squares > 0, squares, 1)
-            with np.errstate(over="ignore"):
-                fit = fit.astype(np.float16).astype(np.float32)
+            fit = fit.astype(np.float16).astype(np.float32)
             miss = x - fit[:, None] * codes
             error = np.einsum("ij,ij,j->i", miss, miss, weight)
             better = error < least
             best[better], least[better] = fit[better], error[better]
-    if not np.isfinite(least).all():
-        raise ValueError("a weight is too large for the scale of Q4_0, or is not finite")
     return best
 
 
