@@ -46,7 +46,7 @@ _FILES_OWN = {"general.alignment", "general.file_type", "general.quantization_ve
 
 _log = logging.getLogger("gemma_mtp")
 
-Moments = Mapping[str, Sequence[NDArray[np.float64]]]
+Moments = Mapping[str, Sequence[NDArray[np.float32]]]
 """By canonical name, what training/calibrate.py found each matrix to be multiplied with."""
 
 
@@ -194,7 +194,7 @@ def _converted(tensor: TensorInfo, kind: str, pool: _native.ThreadPool) -> Itera
         tensor.file.release(tensor.offset + first * row_bytes, data.nbytes)
 
 
-def _compensated(tensor: TensorInfo, moments: Sequence[NDArray[np.float64]]) -> Iterator[NDArray[np.uint8]]:
+def _compensated(tensor: TensorInfo, moments: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
     """The tensor's bytes as Q4_0, rounded with error compensation."""
     factors = [compensation(part) for part in moments]
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))

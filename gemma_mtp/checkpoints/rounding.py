@@ -24,11 +24,12 @@ _SHRINK = np.linspace(0.7, 1.05, 8, dtype=np.float32)  # of the scale that just 
 Floats = NDArray[np.float32]
 
 
-def compensation(moments: NDArray[np.float64], damping: float = DAMPING) -> NDArray[np.float64]:
+def compensation(moments: NDArray[np.floating], damping: float = DAMPING) -> NDArray[np.float64]:
     """The upper factor U [columns, columns] of the inverse of the inputs' second moments, inv(H) = U^T U.
 
     Rounding column j by an error e is best made up for by subtracting e U[j, k] / U[j, j] from each later column k.
     """
+    moments = moments.astype(np.float64)
     mean = float(np.mean(np.diag(moments))) or 1.0
     inverse = np.linalg.inv(moments + damping * mean * np.eye(len(moments)))
     return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)

@@ -22,8 +22,8 @@ from gemma_mtp.models.decoder import decode
 from gemma_mtp.ops.torch import Pass, PassCache, TorchOps, TorchWeights
 from gemma_mtp.training.data import read_texts, token_stream
 
-Moments = dict[str, list[NDArray[np.float64]]]
-"""Of each matrix, for each span of its columns, the sum of x x^T over its inputs x: float64 [span, span]."""
+Moments = dict[str, list[NDArray[np.float32]]]
+"""Of each matrix, for each span of its columns, the sum of x x^T over its inputs x: float32 [span, span]."""
 
 
 WINDOW, MOST_WINDOWS = 512, 64  # tokens that see each other; how many of the text, evenly spread over it, are run
@@ -73,7 +73,7 @@ def input_moments(
             rows = Pass(window, 0, PassCache(), len(window))
             decode(_Recording(weights, config.eps, rows, moments, shared), config)
             done(count)
-    found = {name: [part.double().numpy() for part in parts] for name, parts in moments.items()}
+    found = {name: [part.numpy() for part in parts] for name, parts in moments.items()}
     return found | {name: found[first] for name, first in shared.items()}
 
 
