@@ -1,6 +1,6 @@
 """What each way of storing the demo's weights costs and loses: bytes, passes of 1 and 4 rows, perplexity, divergence.
 
-    python benchmarks/quantisation.py [--texts DIR] [--windows N] [--repeats N] [--threads N] [--json OUT]
+    python benchmarks/quantisation.py [--keep DIR] [--windows N] [--repeats N] [--threads N] [--json OUT]
 
 The reference is what the demo's file holds (Q4_K_M with an embedding of Q8_0), run in float32: there is no other
 original. So "as shipped" shows what 8-bit activations and the fp16 cache lose alone, and every other row what rounding
@@ -9,7 +9,7 @@ divergence), and texts that the model writes itself at temperature 1 (divergence
 `convert --calibrate` does it, on texts that the model wrote with other seeds. Blocks of 64 and 128 have no kernels:
 their weights are rounded likewise, then run in float32, so their loss is that of rounding alone.
 
---texts DIR keeps what the model writes for the next run.
+--keep DIR keeps what the model writes and the calibrated file, and takes them from there if they are there.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _InMemory(MappedFile):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=Path, metavar="DIR")
+    parser.add_argument("--keep", type=Path, metavar="DIR")
     parser.add_argument("--windows", type=int, default=6, help=f"of {WINDOW} tokens, of each held-out text (default 6)")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -74,12 +74,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        texts = args.texts or Path(folder)
+        texts = args.keep or Path(folder)
         shipped = Model.load("demo", "none", threads=args.threads, context=2048)
         for part, seeds in (("calibration", range(WRITTEN)), ("held out", range(100, 101))):
             write_texts(shipped, texts / part, seeds)
-        moments = calibrate("demo", [texts / "calibration"])
-        subjects = all_subjects(shipped.engine, moments, Path(folder) / "calibrated.gguf", args.threads, args.wide)
+        subjects = all_subjects(shipped.engine, texts, args.threads, args.wide)
         prose = shipped.tokenize("\n\n".join(pydoc_data.topics.topics.values()))
         own = [id for path in sorted((texts / "held out").iterdir()) for id in shipped.tokenize(path.read_text())]
     reference = Model.load("demo", "none", threads=args.threads, dtype="f32", context=2048).engine
@@ -110,9 +109,13 @@ def write_texts(model: Model, folder: Path, seeds: Sequence[int]) -> None:
     asyncio.run(write_all())
 
 
-def all_subjects(shipped: Engine, moments: Moments, path: Path, threads: int, wide: bool) -> dict[str, Subject]:
-    checkpoint = open_checkpoint(resolve("demo"))
-    convert(checkpoint.path, path, "q4_0", moments=moments)
+def all_subjects(shipped: Engine, folder: Path, threads: int, wide: bool) -> dict[str, Subject]:
+    checkpoint, path = open_checkpoint(resolve("demo")), folder / "calibrated.gguf"
+    moments: Moments = {}
+    if wide or not path.exists():
+        moments = calibrate("demo", [folder / "calibration"])
+    if not path.exists():
+        convert(checkpoint.path, path, "q4_0", moments=moments)
     engines = {"as shipped": shipped}
     for name, dtype in (("Q8_0", "q8_0"), ("Q4_K", "q4_k"), ("Q4_0", "q4_0")):
         engines[name] = Model.load("demo", "none", threads=threads, dtype=dtype, context=2048).engine
@@ -132,7 +135,7 @@ def bits(engine: Engine) -> float:
 
 
 def blocks_of(
-    checkpoint: Checkpoint, name: str, moments: Sequence[NDArray[np.float64]] | None, block: int
+    checkpoint: Checkpoint, name: str, moments: Sequence[NDArray[np.float32]] | None, block: int
 ) -> TensorInfo:
     """A tensor as float32, rounded to 4 bits with a scale for each `block` columns if it has moments."""
     tensor = checkpoint.weights[name]

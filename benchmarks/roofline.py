@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -57,13 +58,16 @@ def main() -> None:
     }
     if args.e2b:
         subjects["E2B-shaped, Q4_0"] = lambda: e2b(args.threads, context=1024)
-    found = {
+    found: dict[str, Any] = {
         "machine": cpu_name(),
         "isa": _native.isas()[0],
         "threads": args.threads,
         "repeats": args.repeats,
-        "subjects": {name: measure(load, machine, args.repeats) for name, load in subjects.items()},
+        "subjects": {},
     }
+    for name, load in subjects.items():
+        found["subjects"][name] = measure(load, machine, args.repeats)
+        print(row(name, found["subjects"][name]), file=sys.stderr, flush=True)
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -164,16 +168,22 @@ def table(found: dict[str, Any]) -> str:
         "| | MB a pass | ms at T = 1 | GB/s of the measured | C(2) | C(4) | C(8) | C(16) | draft step |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, subject in found["subjects"].items():
-        seconds, bandwidth = subject["pass_seconds"], subject["read_bandwidth"] / 1e9
-        share, cost, step = subject["share_of_bandwidth"], subject["cost"], subject["draft_step_share"]
-        lines.append(
-            f"| {name} | {subject['bytes_of_a_pass'] / 1e6:.0f} | {seconds[1] * 1e3:.2f} "
-            f"| {share * bandwidth:.1f} of {bandwidth:.1f} ({share:.0%}) | "
-            + " | ".join(f"{cost[rows]:.2f}" for rows in (2, 4, 8, 16))
-            + f" | {f'{step:.1%}' if step is not None else ''} |"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(row(name, subject) for name, subject in found["subjects"].items())])
+
+
+def row(name: str, subject: dict[str, Any]) -> str:
+    """Of the table."""
+    seconds, bandwidth = subject["pass_seconds"], subject["read_bandwidth"] / 1e9
+    share, cost, step = subject["share_of_bandwidth"], subject["cost"], subject["draft_step_share"]
+    cells = [
+        name,
+        f"{subject['bytes_of_a_pass'] / 1e6:.0f}",
+        f"{seconds[1] * 1e3:.2f}",
+        f"{share * bandwidth:.1f} of {bandwidth:.1f} ({share:.0%})",
+        *(f"{cost[rows]:.2f}" for rows in (2, 4, 8, 16)),
+        "" if step is None else f"{step:.1%}",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def drawn(found: dict[str, Any]) -> str:
