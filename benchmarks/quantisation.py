@@ -1,36 +1,38 @@
-"""What each way of storing the demo's weights costs and loses: bytes, passes of 1 and 4 rows, perplexity, divergence.
+"""What each way of storing a model's weights costs and loses: bytes, passes of 1 and 4 rows, perplexity, divergence.
 
-    python benchmarks/quantisation.py [--keep DIR] [--windows N] [--repeats N] [--threads N] [--json OUT]
+    python benchmarks/quantisation.py [--model MODEL] [--data PATH...] [--windows N] [--repeats N] [--json OUT]
 
-The reference is what the demo's file holds (Q4_K_M with an embedding of Q8_0), run in float32: there is no other
-original. So "as shipped" shows what 8-bit activations and the fp16 cache lose alone, and every other row what rounding
-these weights once more loses on top. Held-out text: documentation of Python's that people wrote (perplexity and
-divergence), and texts that the model writes itself at temperature 1 (divergence). "Calibrated" is GPTQ as
-`convert --calibrate` does it, on texts that the model wrote with other seeds. Blocks of 64 and 128 have no kernels:
-their weights are rounded likewise, then run in float32, so their loss is that of rounding alone.
+The reference is what the model's file holds, run in float32. The demo's is Q4_K_M with an embedding of Q8_0: there is
+no other original, so its "as shipped" shows what 8-bit activations and the fp16 cache lose alone, and every other row
+what rounding these weights once more loses on top. "Calibrated" is GPTQ as `convert --calibrate` does it. Texts are the
+data (Python's library by default), most of it for calibration and some held out, by the names of the files; and, for
+what calibration has not seen the like of, documentation of Python's in English prose. Perplexity and mean divergence
+(KL, in nats a token, from the reference to the row) are of both held-out texts.
 
---keep DIR keeps what the model writes and the calibrated file, and takes them from there if they are there.
+--wide adds 4 bits in blocks of 64 and 128 (narrower where these do not divide a row), for which there are no kernels:
+weights are rounded likewise, then run in float32, so that their loss is that of rounding alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import math
 import os
-import pydoc_data.topics
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 from numpy.typing import NDArray
 from roofline import PROMPT, seconds_of_pass, weights_read
 
 from gemma_mtp import Model, SamplingParams
-from gemma_mtp.async_engine import AsyncEngine
 from gemma_mtp.checkpoints.convert import convert
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import Checkpoint, open_checkpoint
@@ -38,20 +40,14 @@ from gemma_mtp.checkpoints.packing import read_rows
 from gemma_mtp.checkpoints.rounding import ROWS_AT_ONCE, compensation, rounded
 from gemma_mtp.checkpoints.tensors import MappedFile, TensorInfo
 from gemma_mtp.engine.engine import Engine
-from gemma_mtp.prompts import NINE_KINDS
-from gemma_mtp.training.calibrate import Moments, calibrate
+from gemma_mtp.loading import tokenizer_of
+from gemma_mtp.training.calibrate import Moments, input_moments, windows_of
+from gemma_mtp.training.data import python_library, read_texts, split, token_stream
 
-WRITTEN, LENGTH = 3, 400  # texts of each kind for calibration, and tokens of each
+SOME = 40  # files of the data for calibration, and of those held out
+CONTEXT = 512
+TEXTS = ("data", "prose")
 WINDOW = 256  # tokens that are scored together
-
-
-@dataclass
-class Subject:
-    """A way of storing the weights. bits: of a weight, with its share of scales."""
-
-    engine: Engine
-    bits: float
-    has_kernel: bool = True
 
 
 class _InMemory(MappedFile):
@@ -66,122 +62,115 @@ class _InMemory(MappedFile):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, metavar="DIR")
-    parser.add_argument("--windows", type=int, default=6, help=f"of {WINDOW} tokens, of each held-out text (default 6)")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--data", type=Path, nargs="+", metavar="PATH")
+    parser.add_argument("--windows", type=int, default=8, help=f"of {WINDOW} tokens, of each held-out text (default 8)")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--wide", action="store_true", help="also blocks of 64 and 128 (2.2 GB of memory more)")
+    parser.add_argument("--wide", action="store_true", help="also blocks of 64 and 128, in float32")
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
+    checkpoint = open_checkpoint(resolve(args.model))
+    seen, held_out = split(read_texts(args.data) if args.data else python_library())
+    encode = partial(tokenizer_of(checkpoint).encode, bos=False)
+    bos, end = checkpoint.config.bos, checkpoint.config.eos[0]
+    rng = np.random.default_rng(0)
+    some = [token_stream(rng.permutation(texts)[:SOME], encode, end) for texts in (seen, held_out)]
+    moments = input_moments(checkpoint.config, checkpoint.weights, windows_of(some[0], bos))
+    prose = np.array(encode("\n\n".join(topics.values())))
+    texts = {"data": windows(some[1], bos, args.windows), "prose": windows(prose, bos, args.windows)}
+    load = partial(Model.load, drafter="none", threads=args.threads, context=CONTEXT)
     with tempfile.TemporaryDirectory() as folder:
-        texts = args.keep or Path(folder)
-        shipped = Model.load("demo", "none", threads=args.threads, context=2048)
-        for part, seeds in (("calibration", range(WRITTEN)), ("held out", range(100, 101))):
-            write_texts(shipped, texts / part, seeds)
-        subjects = all_subjects(shipped.engine, texts, args.threads, args.wide)
-        prose = shipped.tokenize("\n\n".join(pydoc_data.topics.topics.values()))
-        own = [id for path in sorted((texts / "held out").iterdir()) for id in shipped.tokenize(path.read_text())]
-    reference = Model.load("demo", "none", threads=args.threads, dtype="f32", context=2048).engine
-    held_out = {"prose": windows(prose, args.windows), "own": windows(own, args.windows)}
-    found = quality(reference, subjects, held_out)
-    for name, seconds in costs(subjects, args.repeats).items():
+        path = Path(folder) / "calibrated.gguf"
+        convert(checkpoint.path, path, "q4_0", moments=moments)
+        engines = {"as shipped": load(args.model).engine}
+        for name, dtype in (("Q8_0", "q8_0"), ("Q4_K", "q4_k"), ("Q4_0", "q4_0")):
+            engines[name] = load(args.model, dtype=dtype).engine
+        engines["Q4_0 calibrated"] = load(path).engine
+    found = {name: sizes(engine) for name, engine in engines.items()}
+    for name, seconds in costs(engines, args.repeats).items():
         found[name] |= seconds
+    for block in (64, 128) if args.wide else ():
+        name = f"4 bits, blocks of {block}, calibrated"
+        engines[name] = in_float32(checkpoint, moments, block, args.threads)
+        found[name] = {"bits": bits_of_blocks(checkpoint, moments, block)}
+    reference = load(args.model, dtype="f32").engine
+    for name, losses in quality(reference, engines, texts).items():
+        found[name] = found.get(name, {}) | losses
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def write_texts(model: Model, folder: Path, seeds: Sequence[int]) -> None:
-    """What the model writes after each of the nine prompts, once for each seed, in files that are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {folder / f"{kind}-{seed}.txt": (prompt, seed) for kind, prompt in NINE_KINDS.items() for seed in seeds}
-
-    async def write(engine: AsyncEngine, path: Path, prompt: str, seed: int) -> None:
-        params = SamplingParams(max_tokens=LENGTH, temperature=1.0, seed=seed, ignore_eos=True)
-        stream = engine.submit(prompt, params)
-        path.write_text(prompt + "".join([piece.text async for piece in stream]))
-
-    async def write_all() -> None:
-        async with AsyncEngine(model, parallel=16) as engine:
-            new = [(path, *how) for path, how in asked.items() if not path.exists()]
-            await asyncio.gather(*(write(engine, *one) for one in new))
-
-    asyncio.run(write_all())
+def in_float32(checkpoint: Checkpoint, moments: Moments, block: int, threads: int) -> Engine:
+    """The model with the matrices of 4 bits that have blocks of `fitting` columns."""
+    tensors = {
+        name: blocks_of(checkpoint, name, moments.get(name), fitting(block, tensor))
+        for name, tensor in checkpoint.weights.items()
+    }
+    return Engine(checkpoint.config, tensors, threads=threads, context=CONTEXT, dtype="f32")
 
 
-def all_subjects(shipped: Engine, folder: Path, threads: int, wide: bool) -> dict[str, Subject]:
-    checkpoint, path = open_checkpoint(resolve("demo")), folder / "calibrated.gguf"
-    moments: Moments = {}
-    if wide or not path.exists():
-        moments = calibrate("demo", [folder / "calibration"])
-    if not path.exists():
-        convert(checkpoint.path, path, "q4_0", moments=moments)
-    engines = {"as shipped": shipped}
-    for name, dtype in (("Q8_0", "q8_0"), ("Q4_K", "q4_k"), ("Q4_0", "q4_0")):
-        engines[name] = Model.load("demo", "none", threads=threads, dtype=dtype, context=2048).engine
-    engines["Q4_0 calibrated"] = Model.load(path, "none", threads=threads, context=2048).engine
-    subjects = {name: Subject(engine, bits(engine)) for name, engine in engines.items()}
-    for block in (64, 128) if wide else ():
-        tensors = {name: blocks_of(checkpoint, name, moments.get(name), block) for name in checkpoint.weights}
-        engine = Engine(checkpoint.config, tensors, threads=threads, context=2048, dtype="f32")
-        subjects[f"4 bits, blocks of {block}, calibrated"] = Subject(engine, 4 + 16 / block, has_kernel=False)
-    return subjects
+def fitting(block: int, tensor: TensorInfo) -> int:
+    """The widest block up to `block` that divides a row of the tensor."""
+    return math.gcd(block, tensor.shape[-1])
 
 
-def bits(engine: Engine) -> float:
-    """Of a weight, as it lies in memory."""
-    weights = [engine.weights.matrix(name) for name, tensor in engine._tensors.items() if len(tensor.shape) > 1]
-    return 8 * sum(weight.nbytes for weight in weights) / sum(weight.rows * weight.cols for weight in weights)
+def bits_of_blocks(checkpoint: Checkpoint, moments: Moments, block: int) -> float:
+    """Of a weight, with its share of an fp16 scale."""
+    tensors = [checkpoint.weights[name] for name in moments]
+    counts = [math.prod(tensor.shape) for tensor in tensors]
+    scales = sum(count / fitting(block, tensor) for count, tensor in zip(counts, tensors, strict=True))
+    return 4 + 16 * scales / sum(counts)
+
+
+def sizes(engine: Engine) -> dict[str, float]:
+    """Bits of a weight as it lies in memory, and the megabytes that a pass of one row reads."""
+    read, macs = weights_read(engine)
+    return {"bits": 8 * read / sum(macs.values()), "MB read": read / 1e6}
 
 
 def blocks_of(
     checkpoint: Checkpoint, name: str, moments: Sequence[NDArray[np.float32]] | None, block: int
 ) -> TensorInfo:
-    """A tensor as float32, rounded to 4 bits with a scale for each `block` columns if it has moments."""
+    """A tensor as float32; one that has moments rounded to 4 bits with a scale for each `block` columns."""
     tensor = checkpoint.weights[name]
     if moments is None:
         return tensor
     factors, slabs = [compensation(part) for part in moments], []
     for first in range(0, tensor.shape[0], ROWS_AT_ONCE):
         values = read_rows(tensor, first, min(ROWS_AT_ONCE, tensor.shape[0] - first))
-        assert len(factors) == 1, "the demo has no matrix wider than a span"
+        assert len(factors) == 1, "no matrix is wider than a span"
         scales, codes = rounded(values, factors[0], block)
         slabs.append(np.repeat(scales.astype(np.float32), block, 1) * codes)
     data = np.concatenate(slabs).reshape(-1).view(np.uint8)
     return replace(tensor, type="F32", data=data, file=_InMemory(checkpoint.path))
 
 
-def windows(tokens: Sequence[int], count: int) -> list[list[int]]:
+def windows(tokens: NDArray[np.int_], bos: int, count: int) -> list[list[int]]:
     """`count` pieces of the tokens, evenly spread, each after a beginning-of-sequence token."""
-    starts = np.linspace(1, len(tokens) - WINDOW, count).astype(int)
-    return [[tokens[0], *tokens[start : start + WINDOW - 1]] for start in starts]
+    starts = np.linspace(0, len(tokens) - WINDOW, count).astype(int)
+    return [[bos, *tokens[start : start + WINDOW - 1].tolist()] for start in starts]
 
 
 def quality(
-    reference: Engine, subjects: Mapping[str, Subject], held_out: Mapping[str, list[list[int]]]
+    reference: Engine, engines: Mapping[str, Engine], texts: Mapping[str, list[list[int]]]
 ) -> dict[str, dict[str, float]]:
-    surprise: dict[str, list[float]] = {name: [] for name in ("float32", *subjects)}
-    divergence: dict[tuple[str, str], list[float]] = {(name, text): [] for name in subjects for text in held_out}
-    for text, pieces in held_out.items():
+    losses: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for text, pieces in texts.items():
         for piece in pieces:
             exact = log_softmax(reference.logits(piece))
-            chosen = np.arange(len(piece) - 1), piece[1:]
-            if text == "prose":
-                surprise["float32"].append(-float(exact[:-1][chosen].mean()))
-            probability = np.exp(exact)
-            for name, subject in subjects.items():
-                found = log_softmax(subject.engine.logits(piece))
-                if text == "prose":
-                    surprise[name].append(-float(found[:-1][chosen].mean()))
+            probability, following = np.exp(exact), (np.arange(len(piece) - 1), piece[1:])
+            losses["float32", f"perplexity, {text}"].append(-float(exact[following].mean()))
+            for name, engine in engines.items():
+                found = log_softmax(engine.logits(piece))
+                losses[name, f"perplexity, {text}"].append(-float(found[following].mean()))
                 found -= exact
-                divergence[name, text].append(-float(np.einsum("ij,ij->i", probability, found).mean()))
-    result = {"float32": {"perplexity": float(np.exp(np.mean(surprise["float32"])))}}
-    for name, subject in subjects.items():
-        result[name] = {
-            "bits": subject.bits,
-            "perplexity": float(np.exp(np.mean(surprise[name]))),
-            **{f"divergence, {text}": float(np.mean(divergence[name, text])) for text in held_out},
-        }
+                losses[name, f"divergence, {text}"].append(-float(np.einsum("ij,ij->i", probability, found).mean()))
+    result: dict[str, dict[str, float]] = defaultdict(dict)
+    for (name, what), values in losses.items():
+        mean = float(np.mean(values))
+        result[name][what] = float(np.exp(mean)) if what.startswith("perplexity") else mean
     return result
 
 
@@ -192,10 +181,9 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-def costs(subjects: Mapping[str, Subject], repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of passes of 1 and 4 rows, subjects taking turns, and the bytes that one row reads."""
-    tokens = np.random.default_rng(0).integers(2, 262_000, PROMPT).tolist()
-    engines = {name: subject.engine for name, subject in subjects.items() if subject.has_kernel}
+def costs(engines: Mapping[str, Engine], repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of passes of 1 and 4 rows in milliseconds, the engines taking turns."""
+    tokens = np.random.default_rng(0).integers(2, next(iter(engines.values())).config.vocab, PROMPT).tolist()
     sequences = {name: engine.create() for name, engine in engines.items()}
     taken: dict[tuple[str, int], list[float]] = {(name, rows): [] for name in engines for rows in (1, 4)}
     for name, engine in engines.items():
@@ -203,20 +191,16 @@ def costs(subjects: Mapping[str, Subject], repeats: int) -> dict[str, dict[str, 
     for _ in range(repeats):
         for (name, rows), seconds in taken.items():
             seconds.append(seconds_of_pass(engines[name], sequences[name], tokens[:rows]))
-    medians = {key: statistics.median(seconds) for key, seconds in taken.items()}
-    return {
-        name: {"MB read": weights_read(engine)[0] / 1e6}
-        | {f"ms, T={rows}": medians[name, rows] * 1e3 for rows in (1, 4)}
-        for name, engine in engines.items()
-    }
+    medians = {key: statistics.median(seconds) * 1e3 for key, seconds in taken.items()}
+    return {name: {f"ms, T={rows}": medians[name, rows] for rows in (1, 4)} for name in engines}
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    columns = ("bits", "MB read", "ms, T=1", "ms, T=4", "perplexity", "divergence, prose", "divergence, own")
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    kinds = {"bits": 2, "MB read": 1, "ms, T=1": 2, "ms, T=4": 2}
+    kinds |= {f"{what}, {text}": digits for what, digits in (("perplexity", 3), ("divergence", 5)) for text in TEXTS}
+    lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for name, figures in found.items():
-        digits = {"MB read": 0, "divergence, prose": 4, "divergence, own": 4}
-        cells = [f"{figures[key]:.{digits.get(key, 2)}f}" if key in figures else "" for key in columns]
+        cells = [f"{figures[kind]:.{digits}f}" if kind in figures else "" for kind, digits in kinds.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
