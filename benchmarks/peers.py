@@ -1,6 +1,6 @@
-"""gemma-mtp and llama.cpp side by side: one file, one number of threads, one run, repeats taken in turns, medians.
+"""gemma-mtp and llama.cpp side by side: the same files and number of threads, one run, repeats in turns, medians.
 
-    python benchmarks/peers.py --llama-cpp DIR [--model FILE] [--threads N] [--repeats N] [--json OUT]
+    python benchmarks/peers.py --llama-cpp DIR [--model FILE...] [--types q4_0 q8_0] [--repeats N] [--json OUT]
 
 DIR holds bin/llama-bench, bin/llama-batched-bench and bin/llama-completion. What is compared:
 
@@ -35,35 +35,45 @@ OURS = [sys.executable, "-P", "-m", "gemma_mtp"]  # the installed package, not a
 def main() -> None:
     parser = argparse.ArgumentParser(description="gemma-mtp and llama.cpp side by side on one file.")
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="DIR", help="folder with bin/llama-bench")
-    parser.add_argument("--model", default="demo", help="GGUF file (default: the demo model)")
+    parser.add_argument("--model", nargs="+", default=["demo"], help="GGUF files (default: the demo model)")
+    parser.add_argument("--types", nargs="+", default=[], metavar="TYPE", help="also the demo, converted to these")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     args = parser.parse_args()
-    model = demo_path() if args.model == "demo" else args.model
-    peer = LlamaCpp(args.llama_cpp / "bin", model, args.threads)
-    ours = GemmaMtp(model, args.threads)
-    samples: dict[str, dict[str, list[float]]] = {"gemma-mtp": defaultdict(list), "llama.cpp": defaultdict(list)}
+    models = [demo_path() if model == "demo" else model for model in args.model]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in args.types:
+            models.append(str(Path(folder) / f"demo-{kind}.gguf"))
+            output([*OURS, "convert", "demo", models[-1], "--type", kind])
+        for model in models:
+            results.append(compare(model, args.llama_cpp / "bin", args.threads, args.repeats))
+            print(table(results[-1]), end="\n\n", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def compare(model: str, binaries: Path, threads: int, repeats: int) -> dict:
+    """Medians and samples of every figure of both programs, which take turns."""
+    engines = {"gemma-mtp": GemmaMtp(model, threads), "llama.cpp": LlamaCpp(binaries, model, threads)}
+    samples: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in engines}
     bandwidths = []
-    for repeat in range(args.repeats):
-        bandwidths.append(read_bandwidth(args.threads))
-        for name, engine in (("gemma-mtp", ours), ("llama.cpp", peer)):
+    for repeat in range(repeats):
+        bandwidths.append(read_bandwidth(threads))
+        for name, engine in engines.items():
             for key, value in engine.measure().items():
                 samples[name][key].append(value)
-        print(f"repeat {repeat + 1} of {args.repeats} done", file=sys.stderr)
-    medians = {name: {key: statistics.median(v) for key, v in values.items()} for name, values in samples.items()}
-    result = {
+        print(f"{Path(model).name}: repeat {repeat + 1} of {repeats} done", file=sys.stderr)
+    return {
         "machine": cpu_name(),
-        "threads": args.threads,
-        "repeats": args.repeats,
+        "threads": threads,
+        "repeats": repeats,
         "model": Path(model).name,
         "read_bandwidth_gb_s": statistics.median(bandwidths),
-        "medians": medians,
+        "medians": {name: {key: statistics.median(v) for key, v in values.items()} for name, values in samples.items()},
         "samples": samples,
     }
-    print(table(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 class GemmaMtp:

@@ -59,7 +59,7 @@ def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
         raise CheckpointError(f"{target.path} is a drafter: give it with its target.")
     if skipped := target.skipped:
         _log.warning("%s %s", target.path, skipped)
-    tokenizer = _tokenizer(target)
+    tokenizer = tokenizer_of(target)
     drafter_path = _drafter_path(drafter, model, target.path)
     assistant = open_drafter(drafter_path, target) if drafter_path else None
     if assistant and isinstance(assistant.config, ModelConfig):
@@ -156,7 +156,8 @@ def _drafter_dtype(asked: str | None, of_target: Dtype, drafter: Checkpoint | No
     return "q8_0" if {"F32", "F16", "BF16"}.intersection(matrices) else "as-is"
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that a checkpoint brings. Raises CheckpointError."""
     if checkpoint.metadata is None:
         return Tokenizer.from_folder(checkpoint.path)
     return Tokenizer.from_gguf(checkpoint.metadata)

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from gemma_mtp.checkpoints.keys import Keys, read_json
 from gemma_mtp.checkpoints.load import Checkpoint, centroids_path, open_checkpoint
 from gemma_mtp.checkpoints.names import file_name
 from gemma_mtp.checkpoints.packed import write_packed
+from gemma_mtp.checkpoints.packing import read_rows
 from gemma_mtp.checkpoints.quantization import Fitting
+from gemma_mtp.checkpoints.rounding import ROWS_AT_ONCE, compensation, quantize_compensated
 from gemma_mtp.checkpoints.safetensors import write_safetensors
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import DrafterConfig, HeadsConfig, ModelConfig
@@ -44,15 +46,24 @@ _FILES_OWN = {"general.alignment", "general.file_type", "general.quantization_ve
 
 _log = logging.getLogger("gemma_mtp")
 
+Moments = Mapping[str, Sequence[NDArray[np.float32]]]
+"""By canonical name, what training/calibrate.py found each matrix to be multiplied with."""
+
 
 def convert(
-    source: Path, out: Path, kind: str | None = None, force: bool = False, target: Path | None = None
+    source: Path,
+    out: Path,
+    kind: str | None = None,
+    force: bool = False,
+    target: Path | None = None,
+    moments: Moments | None = None,
 ) -> list[Path]:
     """Writes the checkpoint at `source` as a GGUF file or packed, and returns the files written.
 
     kind: a type of quantization.TYPES for all matrices (but routers, which stay float32 like vectors), None to keep
     each one's, or PACKED for a packed checkpoint, which keeps them too. In GGUF a drafter's centroid head goes into a
     file of its own. force: replace files that are there. target: of a compact drafter, to make its embedding from.
+    moments: matrices of these that become Q4_0 are rounded with error compensation (checkpoints/rounding.py).
     Raises CheckpointError, and then leaves nothing half written.
     """
     checkpoint = open_drafter(source, open_checkpoint(target)) if target else open_checkpoint(source)
@@ -76,7 +87,8 @@ def convert(
         write_gguf_to(header, _metadata(checkpoint, config), [*_rotation(config)])
         write_packed(out, checkpoint.weights, config, header.getvalue(), pool)
         return [out]
-    tensors = [*_rotation(config), *_matrices_and_vectors(checkpoint, Fitting(kind) if kind else None, pool)]
+    fitting = Fitting(kind) if kind else None
+    tensors = [*_rotation(config), *_matrices_and_vectors(checkpoint, fitting, moments or {}, pool)]
     values: Counter[str] = Counter()
     for tensor in tensors:
         values[tensor.type] += int(np.prod(tensor.shape))
@@ -140,7 +152,7 @@ def _rotation(config: ModelConfig | DrafterConfig) -> Iterator[OutTensor]:
 
 
 def _matrices_and_vectors(
-    checkpoint: Checkpoint, fitting: Fitting | None, pool: _native.ThreadPool
+    checkpoint: Checkpoint, fitting: Fitting | None, moments: Moments, pool: _native.ThreadPool
 ) -> Iterator[OutTensor]:
     for name, tensor in checkpoint.weights.items():
         if name in _CENTROIDS:
@@ -153,7 +165,11 @@ def _matrices_and_vectors(
             kind = "F32"
         else:
             kind = fitting.type_of(tensor.shape[-1]) if fitting else tensor.type
-        yield OutTensor(file_name(name, "gguf"), tensor.shape, kind, partial(_converted, tensor, kind, pool))
+        if kind == "Q4_0" and name in moments:
+            chunks = partial(_compensated, tensor, moments[name])
+        else:
+            chunks = partial(_converted, tensor, kind, pool)
+        yield OutTensor(file_name(name, "gguf"), tensor.shape, kind, chunks)
 
 
 def _converted(tensor: TensorInfo, kind: str, pool: _native.ThreadPool) -> Iterator[NDArray[np.uint8]]:
@@ -176,6 +192,20 @@ def _converted(tensor: TensorInfo, kind: str, pool: _native.ThreadPool) -> Itera
                     f"{tensor.file.path} has the tensor '{tensor.name}' that cannot become {kind}: {fault}."
                 ) from None
         tensor.file.release(tensor.offset + first * row_bytes, data.nbytes)
+
+
+def _compensated(tensor: TensorInfo, moments: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.uint8]]:
+    """The tensor's bytes as Q4_0, rounded with error compensation."""
+    factors = [compensation(part) for part in moments]
+    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    for first in range(0, rows, ROWS_AT_ONCE):
+        values = read_rows(tensor, first, min(ROWS_AT_ONCE, rows - first))
+        try:
+            yield quantize_compensated(values, factors)
+        except ValueError as fault:
+            raise CheckpointError(
+                f"{tensor.file.path} has the tensor '{tensor.name}' that cannot become Q4_0: {fault}."
+            ) from None
 
 
 def _plain(tensor: TensorInfo) -> TensorInfo:

@@ -1,0 +1,205 @@
+"""How far passes are from what the machine can do: seconds of T rows beside the limits of memory and arithmetic.
+
+    python benchmarks/roofline.py [--threads N] [--repeats N] [--e2b] [--json OUT] [--picture OUT.svg]
+
+Subjects: the demo model as shipped and requantised to Q4_0 and Q8_0; with --e2b also Gemma 4 E2B in Q4_0 with its
+drafter, of real size with random weights (shaped.py; 1.3 GB more memory). In turns, so that a slow moment of the
+machine hits all alike:
+
+read bandwidth     best of reading 256 MB by the kernels' threads; the memory limit of a pass is its bytes over that
+multiply-adds      best of 128 rows times a matrix that fits the cache, for each type the model has; a limit of our
+                   kernels, not of the processor
+pass of T rows     a pass that checks T tokens after a prompt of 64, greedily; medians
+bytes of a pass    of all packed matrices, once; of an output embedding in two parts the high one and its bounds
+draft step         one token of a draft of four, over a pass of one row
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import cpu_name
+from shaped import e2b
+
+from gemma_mtp import Model, SamplingParams, _native
+from gemma_mtp.charts import Line, LineChart, picture
+from gemma_mtp.checkpoints.packing import uses_of
+from gemma_mtp.engine.engine import Engine, SequenceState
+
+WIDTHS = range(1, 17)
+PROMPT, DRAFT = 64, 4
+ROWS_AT_ONCE = 128  # of the product that shows the arithmetic limit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--e2b", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--picture", type=Path, metavar="OUT.svg")
+    args = parser.parse_args()
+    machine = Machine(args.threads)
+    subjects = {
+        f"Gemma 3 270M, {name}": lambda dtype=dtype: Model.load(
+            "demo", "none", threads=args.threads, dtype=dtype, context=1024
+        ).engine
+        for name, dtype in (("as shipped", "as-is"), ("Q4_0", "q4_0"), ("Q8_0", "q8_0"))
+    }
+    if args.e2b:
+        subjects["E2B-shaped, Q4_0"] = lambda: e2b(args.threads, context=1024)
+    found: dict[str, Any] = {
+        "machine": cpu_name(),
+        "isa": _native.isas()[0],
+        "threads": args.threads,
+        "repeats": args.repeats,
+        "subjects": {},
+    }
+    for name, load in subjects.items():
+        found["subjects"][name] = measure(load, machine, args.repeats)
+        print(row(name, found["subjects"][name]), file=sys.stderr, flush=True)
+    print(table(found))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if args.picture:
+        args.picture.write_text(drawn(found))
+
+
+class Machine:
+    """Measures the two limits."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._wide = _packed("Q8_0", 131_072, 2048)
+
+    def bytes_per_second(self) -> float:
+        return self._wide.nbytes / min(_native.time_read(self._wide, self.threads, 3))
+
+    def macs_per_second(self, kind: str) -> float:
+        matrix = _packed(kind, 1024, 2048)
+        seconds = min(_native.time_matmul(matrix, ROWS_AT_ONCE, self.threads, "auto", 40))
+        return ROWS_AT_ONCE * matrix.rows * matrix.cols / seconds
+
+
+def _packed(kind: str, rows: int, cols: int) -> _native.PackedMatrix:
+    data = np.full(rows * _native.file_row_bytes(kind, cols), 0x2B, np.uint8)
+    return _native.pack(kind, data, rows, cols)
+
+
+def measure(load: Callable[[], Engine], machine: Machine, repeats: int) -> dict[str, Any]:
+    engine = load()
+    matrices, macs = weights_read(engine)
+    rates = {kind: machine.macs_per_second(kind) for kind in macs}
+    tokens = np.random.default_rng(0).integers(2, engine.config.vocab, PROMPT).tolist()
+    sequence = engine.create()
+    engine.step(sequence, tokens, 1, SamplingParams())
+    passes: dict[int, list[float]] = {rows: [] for rows in WIDTHS}
+    bandwidths, steps = [], []
+    for turn in range(repeats + 1):
+        bandwidth = machine.bytes_per_second()
+        seconds = {rows: seconds_of_pass(engine, sequence, tokens[:rows]) for rows in WIDTHS}
+        step = seconds_of_draft_step(engine, sequence, tokens[0]) if engine.drafts else None
+        if turn == 0:  # in which memory is touched for the first time
+            continue
+        bandwidths.append(bandwidth)
+        for rows, taken in seconds.items():
+            passes[rows].append(taken)
+        if step is not None:
+            steps.append(step)
+    medians = {rows: statistics.median(taken) for rows, taken in passes.items()}
+    bandwidth = max(bandwidths)
+    return {
+        "bytes_of_a_pass": matrices,
+        "read_bandwidth": bandwidth,
+        "macs_per_row": sum(macs.values()),
+        "macs_per_second": rates,
+        "memory_seconds": matrices / bandwidth,
+        "arithmetic_seconds_per_row": sum(count / rates[kind] for kind, count in macs.items()),
+        "pass_seconds": medians,
+        "best_pass_seconds": {rows: min(taken) for rows, taken in passes.items()},
+        "share_of_bandwidth": matrices / min(passes[1]) / bandwidth,  # best over best
+        "cost": {rows: medians[rows] / medians[1] for rows in WIDTHS},
+        "draft_step_share": statistics.median(steps) / medians[1] if steps else None,
+    }
+
+
+def weights_read(engine: Engine) -> tuple[int, Counter[str]]:
+    """Bytes that a pass of one row reads, and its multiply-adds by the type of the weights."""
+    total, macs = 0, Counter[str]()
+    for name, tensor in engine._tensors.items():
+        if len(tensor.shape) < 2 or name in uses_of(engine.config).looked_up:
+            continue
+        weight = engine.weights.matrix(name)
+        total += weight.nbytes
+        if weight.nbytes != _native.Weight.packed_bytes(weight.type, weight.rows, weight.cols):
+            total -= weight.rows * weight.cols // 4  # the low two bits of an embedding in two parts
+        macs[weight.type] += weight.rows * weight.cols
+    return total, macs
+
+
+def seconds_of_pass(engine: Engine, sequence: SequenceState, tokens: list[int]) -> float:
+    start = time.perf_counter()
+    engine.step(sequence, tokens, len(tokens), SamplingParams())
+    seconds = time.perf_counter() - start
+    engine.truncate(sequence, PROMPT)
+    return seconds
+
+
+def seconds_of_draft_step(engine: Engine, sequence: SequenceState, token: int) -> float:
+    start = time.perf_counter()
+    drafted = engine.draft(sequence, 0, token, DRAFT, SamplingParams())
+    return (time.perf_counter() - start) / len(drafted)
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['machine']}, {found['isa']}, {found['threads']} threads, {found['repeats']} rounds",
+        "",
+        "| | MB a pass | ms at T = 1 | GB/s of the measured | C(2) | C(4) | C(8) | C(16) | draft step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(row(name, subject) for name, subject in found["subjects"].items())])
+
+
+def row(name: str, subject: dict[str, Any]) -> str:
+    """Of the table."""
+    seconds, bandwidth = subject["pass_seconds"], subject["read_bandwidth"] / 1e9
+    share, cost, step = subject["share_of_bandwidth"], subject["cost"], subject["draft_step_share"]
+    cells = [
+        name,
+        f"{subject['bytes_of_a_pass'] / 1e6:.0f}",
+        f"{seconds[1] * 1e3:.2f}",
+        f"{share * bandwidth:.1f} of {bandwidth:.1f} ({share:.0%})",
+        *(f"{cost[rows]:.2f}" for rows in (2, 4, 8, 16)),
+        "" if step is None else f"{step:.1%}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def drawn(found: dict[str, Any]) -> str:
+    charts = []
+    for name, subject in found["subjects"].items():
+        arithmetic = subject["arithmetic_seconds_per_row"]
+        limits = {
+            "memory": [(rows, subject["memory_seconds"] * 1e3) for rows in WIDTHS],
+            "arithmetic": [(rows, arithmetic * rows * 1e3) for rows in WIDTHS],
+        }
+        lines = [Line("pass of T rows", [(rows, ms * 1e3) for rows, ms in subject["pass_seconds"].items()], 0)]
+        for colour, (what, points) in enumerate(limits.items(), 1):
+            lines.append(Line(f"limit of {what}", points, colour, dashed=True))
+        charts.append(LineChart(f"{name}: milliseconds", "rows of a pass (T)", lines))
+    return picture(f"Cost of passes on {found['machine']}, {found['threads']} threads", charts)
+
+
+if __name__ == "__main__":
+    main()
