@@ -133,4 +133,8 @@ def test_convert_writes_a_file_that_runs(tmp_path):
     assert converted["tokens"] == loaded["tokens"]
     assert_one_sentence(command("convert", "demo", out), "exists already", "--force")
     assert_one_sentence(command("convert", "demo", out, "--type", "q9"), "'q9'", "q4_0")
+    calibrated = command("convert", "demo", out, "--type", "q8_0", "--calibrate", "README.md", "--force")
+    assert_one_sentence(calibrated, "--calibrate", "--type q4_0")
+    missing = command("convert", "demo", out, "--type", "q4_0", "--calibrate", tmp_path / "none", "--force")
+    assert_one_sentence(missing, "no data at", "none")
     assert_one_sentence(command("run", "Hello", "--dtype", "q9"), "'q9'", "as-is")
