@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma_mtp.async_engine import AsyncEngine, AsyncStream
     from gemma_mtp.decoding.sampling import SamplingParams
-    from gemma_mtp.errors import BusyError, CheckpointError, GemmaMtpError, PairError, PromptError, SettingsError
+    from gemma_mtp.errors import (
+        BusyError,
+        CheckpointError,
+        GemmaMtpError,
+        LateError,
+        PairError,
+        PromptError,
+        SettingsError,
+    )
     from gemma_mtp.generation import Generation, Stream
     from gemma_mtp.model import Model
 
@@ -22,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "GemmaMtpError",
     "Generation",
+    "LateError",
     "Model",
     "PairError",
     "PromptError",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
 
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.engine.interface import BatchEngine
+from gemma_mtp.engine.interface import BatchEngine, Memory
+from gemma_mtp.engine.memory import kv_memory_of
 from gemma_mtp.engine.scheduler import Request, Scheduler, Update
 from gemma_mtp.errors import BusyError, SettingsError
 from gemma_mtp.generation import Channels, Generation, Piece
@@ -74,7 +77,11 @@ class AsyncEngine:
     """Runs many generations of one model at once, on a thread of its own: requests join and leave at every pass.
 
     parallel: how many run at a time; each may hold as many tokens as the model's context. max_queue: how many more may
-    wait for a place. A generation's text does not depend on the others. While the engine is open the model must not be
+    wait for a place. kv_memory: bytes for keys and values, those of running requests and those kept because another
+    request may begin the same way; if None, what twice `parallel` whole contexts take, but at most half of the memory
+    that is free. Where it runs out, requests wait, or give theirs up and resume later. timeout: seconds that a request
+    may take, waiting included; then its stream raises LateError.
+    A generation's text depends on none of this, nor on the others. While the engine is open the model must not be
     used in another way. Use it as `async with`, or call `close`.
 
     >>> async with AsyncEngine(Model.load("demo")) as engine:
@@ -82,14 +89,25 @@ class AsyncEngine:
     ...         print(piece.text)
     """
 
-    def __init__(self, model: Model, *, parallel: int = 8, max_queue: int = 64):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        parallel: int = 8,
+        max_queue: int = 64,
+        kv_memory: int | None = None,
+        timeout: float | None = None,
+    ):
         engine = model.engine
         if not isinstance(engine, BatchEngine):
             raise SettingsError("Only the native backend runs several generations at once: use backend='native'.")
         if max_queue < 0:
             raise SettingsError(f"The queue's length is {max_queue}: it must be 0 or more.")
-        self.model = model
+        if timeout is not None and not timeout > 0:
+            raise SettingsError(f"The timeout is {timeout} seconds: it must be more than 0.")
+        self.model, self._engine, self._timeout = model, engine, timeout
         self._scheduler = Scheduler(engine, parallel)
+        engine.limit_memory(kv_memory_of(engine, kv_memory, parallel))
         self.limit = parallel + max_queue
         """The most requests that may run or wait at a time."""
         self._open_requests = 0  # accepted and not yet ended
@@ -107,6 +125,11 @@ class AsyncEngine:
     def waiting(self) -> int:
         """Requests that wait for a place."""
         return self._scheduler.waiting
+
+    @property
+    def memory(self) -> Memory:
+        """Of keys and values."""
+        return self._engine.memory
 
     def submit(
         self,
@@ -126,11 +149,15 @@ class AsyncEngine:
             self.model.ask(prompt, params, draft, tools=tools, thinking=thinking, prediction=prediction)
         )
 
-    def start(self, asked: Asked) -> AsyncStream:
-        """The same for what `Model.ask` has made ready, in another thread perhaps."""
+    def start(self, asked: Asked, client: str = "") -> AsyncStream:
+        """The same for what `Model.ask` has made ready, in another thread perhaps. client: whose it is; a free place
+        goes to the client with the fewest requests running."""
         stream = AsyncStream(len(asked.ids), asked.params.logprobs > 0)
         receive = _receiver(weakref.ref(stream), asyncio.get_running_loop(), asked, self._ended)
-        request = Request(asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive, asked.prediction)
+        deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
+        request = Request(
+            asked.ids, asked.params, asked.text, asked.ends, asked.draft, receive, asked.prediction, client, deadline
+        )
         with self._changed:
             if self._closing:
                 raise BusyError("The engine is closing and takes no more requests.")
@@ -173,6 +200,7 @@ class AsyncEngine:
                 while not self._open_requests and not self._closing:
                     self._changed.wait()
                 if not self._open_requests:
+                    self._engine.limit_memory(0)
                     return
             try:
                 if self._cancelling:

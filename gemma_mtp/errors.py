@@ -23,3 +23,7 @@ class SettingsError(GemmaMtpError):
 
 class BusyError(GemmaMtpError):
     """There is no room for another request now: the queue is full, or the engine is closing."""
+
+
+class LateError(GemmaMtpError):
+    """A request took longer than requests may take."""

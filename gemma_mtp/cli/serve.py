@@ -55,6 +55,23 @@ def serve(
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="BYTES", min=1, help="The largest request.")
     ] = 4 << 20,
+    max_prompt: Annotated[
+        int | None,
+        typer.Option("--max-prompt", metavar="TOKENS", min=1, help="The longest prompt.", show_default="the context"),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="How long a request may take, waiting included.", min=0),
+    ] = None,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-memory",
+            metavar="SIZE",
+            help="Memory for keys and values, as 512MB or 2GiB: of running requests, and of beginnings kept for others.",
+            show_default="twice --parallel contexts, at most half of what is free",
+        ),
+    ] = None,
     drain: Annotated[
         int, typer.Option("--drain", metavar="SECONDS", min=0, help="After SIGTERM, how long requests may go on.")
     ] = 60,
@@ -82,10 +99,17 @@ def serve(
         print(f"gemma-mtp: everyone who reaches {host} is let in; --api-key asks for a key.", file=sys.stderr)
 
     from gemma_mtp import AsyncEngine, Model
+    from gemma_mtp.engine.memory import parse_size
 
     loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, cache=cache)
-    engine = AsyncEngine(loaded, parallel=parallel, max_queue=max_queue)
-    app = create_app(engine, alias or served_name(name), keys=keys, max_body=max_body)
+    engine = AsyncEngine(
+        loaded,
+        parallel=parallel,
+        max_queue=max_queue,
+        kv_memory=None if kv_memory is None else parse_size(kv_memory),
+        timeout=timeout,
+    )
+    app = create_app(engine, alias or served_name(name), keys=keys, max_body=max_body, max_prompt=max_prompt)
     settings = uvicorn.Config(
         app,
         host=host,

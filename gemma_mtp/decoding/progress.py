@@ -122,7 +122,9 @@ class Progress:
         self._depth = depth
         self._stop_ids = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
         self._stop_strings = StopStrings(params.stop)
-        self._cached = cached
+        self._to_run = prompt  # before the next round
+        self._ran = False  # whether it has been
+        self._cached = cached  # how much of it the sequence holds
         self._clock = clock
         self._pieces: list[Piece] = []  # made but not yet handed out
         self._wanted: Wanted | None = None
@@ -138,23 +140,49 @@ class Progress:
     @property
     def length(self) -> int:
         """Tokens of the sequence that are decided and in its cache."""
-        return len(self._prompt) + len(self.tokens) - 1 if self.tokens else self._cached
+        return len(self._prompt) + len(self.tokens) - 1 if self._ran and self.tokens else self._cached
 
     @property
     def prompt_left(self) -> int:
-        """Tokens of the prompt that no pass has run over yet."""
-        return 0 if self.tokens else len(self._prompt) - self._cached
+        """Tokens of the prompt, or of what is resumed, that no pass has run over yet."""
+        return 0 if self._ran else len(self._to_run) - self._cached
+
+    @property
+    def to_run(self) -> Sequence[int]:
+        """What passes run before the next round: the prompt, or what is resumed."""
+        return self._to_run
+
+    def rewind(self) -> None:
+        """The sequence was given up: a new one has to run everything again. What was generated stays."""
+        if self.tokens:
+            self._to_run = [*self._prompt, *self.tokens[:-1]]
+        else:
+            self.prompt_logprobs.clear()
+        self._ran, self._cached = False, 0
+
+    def draft_from(self, sources: Sequence[DraftSource]) -> None:
+        """Sources for a new sequence, which know nothing yet. Without a depth control they are not asked."""
+        self._sources = sources if self._depth is not None else ()
+        if self._started is not None:  # otherwise they are told with the first chunk
+            for source in self._sources:
+                source.advance(self._to_run)
+
+    def skip(self, cached: int) -> None:
+        """The sequence holds the first `cached` of `to_run` already (fewer than all), and nothing else."""
+        self._cached = cached
+        if not self.stats.preemptions:
+            self.stats.cached_tokens = cached
 
     def want(self, most: int = PROMPT_CHUNK) -> Wanted:
         """What to run next, of at most `most` tokens: a chunk of the prompt, or the last token and drafts after it."""
-        self._wanted = self._want_round(most) if self.tokens else self._want_prompt(most)
+        self._wanted = self._want_round(most) if self._ran else self._want_prompt(most)
         return self._wanted
 
     def take(self, rows: Rows) -> None:
         """Takes in what the pass over the last `want` gave."""
         assert self._wanted is not None, "a pass gives what was wanted before"
         wanted, self._wanted = self._wanted, None
-        if self.tokens:
+        if self._ran:
             self._take_round(wanted.tokens[1:], rows)
         else:
             self._take_prompt(wanted, rows)
@@ -179,13 +207,14 @@ class Progress:
             self._started = self._clock()
             for source in self._sources:
                 source.advance(self._prompt)
-        if self._params.prompt_logprobs:
+        scoring = self._params.prompt_logprobs and not self.tokens
+        if scoring:
             most = min(most, SCORED_CHUNK)
-        end = min(self._cached + most, len(self._prompt))
-        chunk = self._prompt[self._cached : end]
-        if self._params.prompt_logprobs:
-            return Wanted(chunk, len(chunk), self._prompt[self._cached + 1 : end + 1])
-        return Wanted(chunk, 1 if end == len(self._prompt) else 0)
+        end = min(self._cached + most, len(self._to_run))
+        chunk = self._to_run[self._cached : end]
+        if scoring:
+            return Wanted(chunk, len(chunk), self._to_run[self._cached + 1 : end + 1])
+        return Wanted(chunk, 1 if end == len(self._to_run) else 0)
 
     def _take_prompt(self, wanted: Wanted, rows: Rows) -> None:
         scored = len(wanted.scored)
@@ -194,6 +223,11 @@ class Progress:
             rows = Rows(rows.tokens[scored:], rows.logprobs[scored:])
         if self.prompt_left > len(wanted.tokens):
             self._cached += len(wanted.tokens)
+            return
+        self._ran = True
+        if self.tokens:  # resumed: this sample is known, but a drafter needs what the pass left
+            for source in self._sources:
+                source.advance(self.tokens[-1:])
             return
         self.stats.seconds_prompt = self._clock() - self._started  # type: ignore[operator]
         if self._params.max_tokens:

@@ -8,6 +8,10 @@ class Stats:
     """Counts and seconds of one generation. The prompt's last pass gives the first token; later passes are rounds."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's, those that were in the cache when it started."""
+    preemptions: int = 0
+    """How often it gave its memory up to others, and went on later."""
     tokens: int = 0
     rounds: int = 0
     drafted: int = 0

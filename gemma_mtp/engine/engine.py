@@ -16,7 +16,8 @@ from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import Part, logprob_of
+from gemma_mtp.engine.interface import Memory, Part, logprob_of
+from gemma_mtp.engine.prefixes import PAGE, page_names
 from gemma_mtp.errors import CheckpointError, PromptError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -37,6 +38,8 @@ class SequenceState:
     """float32 [rows, hidden]: the last hidden states of the rows that the last pass sampled."""
     prompt: int = 0
     """How many of its tokens are the prompt's, as the last pass was told."""
+    names: list[bytes] = field(default_factory=list)
+    """Of its first pages, those that others can share."""
 
 
 class Engine:
@@ -114,6 +117,36 @@ class Engine:
 
     def release(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.handle)
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(self.cache.bytes_in_use, self.cache.bytes_allocated, self.cache.limit)
+
+    def limit_memory(self, size: int) -> None:
+        """See BatchEngine."""
+        self.cache.set_limit(size)
+
+    def memory_for(self, tokens: int) -> int:
+        """See BatchEngine."""
+        return self.cache.bytes_for(tokens, self.max_rows)
+
+    def fits(self, wanted: Sequence[tuple[SequenceState, int]]) -> bool:
+        """See BatchEngine."""
+        return self.cache.fits([(sequence.handle, count) for sequence, count in wanted], self.max_rows)
+
+    def share(self, sequence: SequenceState) -> None:
+        """See BatchEngine."""
+        if len(sequence.tokens) >= (len(sequence.names) + 1) * PAGE:
+            names = page_names(sequence.tokens, sequence.names)
+            self.cache.name(sequence.handle, len(sequence.names), names)
+            sequence.names += names
+
+    def adopt(self, sequence: SequenceState, tokens: Sequence[int]) -> int:
+        """See BatchEngine."""
+        names = page_names(tokens)
+        length = self.cache.adopt(sequence.handle, names)
+        sequence.tokens, sequence.names = list(tokens[:length]), names[: length // PAGE]
+        return length
 
     def step(
         self,

@@ -22,6 +22,14 @@ class Part(NamedTuple):
     scored: Sequence[int] = ()
 
 
+class Memory(NamedTuple):
+    """Bytes of the KV cache: what sequences hold, what there is with cached prefixes, and the most there may be."""
+
+    held: int
+    allocated: int
+    limit: int
+
+
 def logprob_of(logit: float, largest: float, of_largest: float) -> float:
     """A token's log probability from its logit, the largest one, and that one's log probability; all float32, and
     rounded as the sampler rounds it."""
@@ -97,3 +105,22 @@ class BatchEngine(AnyEngine, Protocol):
 
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts."""
+
+    @property
+    def memory(self) -> Memory: ...
+
+    def limit_memory(self, size: int) -> None:
+        """Bounds the KV cache, in bytes. Only with a bound are prefixes kept for `adopt` when no sequence holds them;
+        0: no bound."""
+
+    def memory_for(self, tokens: int) -> int:
+        """The most bytes that a sequence of so many tokens holds."""
+
+    def fits(self, wanted: Sequence[tuple[Any, int]]) -> bool:
+        """Whether there is memory for so many further tokens of these sequences, all together."""
+
+    def share(self, sequence: Any) -> None:
+        """Lets others adopt what the sequence holds now. It cannot be cut to less than that any more."""
+
+    def adopt(self, sequence: Any, tokens: Sequence[int]) -> int:
+        """Starts an empty sequence with what is cached of `tokens`; how many of them that is."""

@@ -3,10 +3,13 @@
 A pass holds for each decoding sequence its last token and drafts after it, and beside them chunks of the prompts that
 have still to be run. Kernels are batch-invariant and each row is sampled with its own sequence's settings, so what a
 request gets does not depend on who else is there; only how long it takes does.
+
+Where memory runs out, the request that came last gives its own up, and resumes when there is room.
 """
 
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +21,7 @@ from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.shared_depth import SharedDepth
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine, Part
-from gemma_mtp.errors import SettingsError
+from gemma_mtp.errors import LateError, SettingsError
 
 PROMPT_BESIDE = 128  # prompt tokens of a pass in which others decode: they wait for it
 
@@ -39,7 +42,8 @@ class Request:
     """A generation to be run. The prompt has been checked: it fits the context, and its tokens are in the vocabulary.
 
     draft: "auto", "off" or a number of tokens. receive: called by the thread that runs the scheduler. prediction:
-    tokens that lookup may draft from. Whoever sets `cancelled`, from any thread, ends the request before the next pass.
+    tokens that lookup may draft from. client: whose it is; places are shared among clients. deadline: when it must have
+    ended, by time.monotonic. Whoever sets `cancelled`, from any thread, ends the request before the next pass.
     """
 
     prompt: list[int]
@@ -49,18 +53,23 @@ class Request:
     draft: int | str
     receive: Callable[[Update], None]
     prediction: Sequence[int] = ()
+    client: str = ""
+    deadline: float = math.inf
     cancelled: bool = False
 
 
 @dataclass(eq=False)
 class _Running:
     request: Request
-    sequence: Any
     progress: Progress
+    sequence: Any = None
 
 
 class Scheduler:
-    """Runs requests first come, first served, at most `parallel` at a time. One thread calls `step`; any may `add`."""
+    """Runs at most `parallel` requests at a time. One thread calls `step`; any may `add`.
+
+    A free place goes to the client with the fewest requests running, and of its requests to the one that came first.
+    """
 
     def __init__(self, engine: BatchEngine, parallel: int):
         if not 1 <= parallel <= engine.max_outputs:
@@ -69,12 +78,13 @@ class Scheduler:
             )
         self._engine, self._parallel = engine, parallel
         self._waiting: deque[Request] = deque()
+        self._ahead: deque[_Running] = deque()  # preempted, or next and waiting for memory: before all that wait
         self._running: list[_Running] = []
         self._depth = SharedDepth()
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._ahead)
 
     @property
     def running(self) -> int:
@@ -85,8 +95,7 @@ class Scheduler:
 
     def step(self) -> None:
         """Lets requests in and cancelled ones out, and runs one pass if there is anything to run."""
-        for running in [running for running in self._running if running.request.cancelled]:
-            self._leave(running)
+        self._end_due()
         self._let_in()
         start = time.perf_counter()
         parts = self._parts()
@@ -100,7 +109,7 @@ class Scheduler:
                 self._leave(running, error)
             return
         verified = time.perf_counter()
-        decoding = all(running.progress.tokens for running, _ in parts)
+        decoding = not any(running.progress.prompt_left for running, _ in parts)
         before = sum(len(running.progress.tokens) for running, _ in parts)
         for (running, part), rows in zip(parts, results, strict=True):
             self._take(running, part, rows)
@@ -111,31 +120,78 @@ class Scheduler:
 
     def end_all(self, error: Exception | None = None) -> None:
         """Ends every request, running or waiting, as cancelled or for an error."""
-        for running in list(self._running):
+        for running in [*self._running, *self._ahead]:
             self._leave(running, error)
         while self._waiting:
             self._refuse(self._waiting.popleft(), error)
 
-    def _let_in(self) -> None:
-        for request in [request for request in self._waiting if request.cancelled]:
-            self._waiting.remove(request)
-            self._refuse(request)
-        while self._waiting and len(self._running) < self._parallel:
-            self._start(self._waiting.popleft())
+    def _end_due(self) -> None:
+        """Ends what was cancelled or took too long."""
+        now = time.monotonic()
 
-    def _start(self, request: Request) -> None:
-        sequence = self._engine.create()
-        depth = self._depth_of(request)
+        def due(request: Request) -> bool:
+            return request.cancelled or request.deadline < now
+
+        def why(request: Request) -> Exception | None:
+            return None if request.cancelled else LateError("The request took longer than this server lets one take.")
+
+        for running in [running for running in (*self._running, *self._ahead) if due(running.request)]:
+            self._leave(running, why(running.request))
+        for request in [request for request in self._waiting if due(request)]:
+            self._waiting.remove(request)
+            self._refuse(request, why(request))
+
+    def _let_in(self) -> None:
+        while len(self._running) < self._parallel and (self._ahead or self._waiting):
+            if not self._ahead:
+                self._ahead.append(self._opened(self._next()))
+            if not self._start(self._ahead[0]):
+                break
+            self._running.append(self._ahead.popleft())
+
+    def _next(self) -> Request:
+        running = Counter(running.request.client for running in self._running)
+        request = min(self._waiting, key=lambda request: running[request.client])
+        self._waiting.remove(request)
+        return request
+
+    def _opened(self, request: Request) -> _Running:
         progress = Progress(
             request.prompt,
             request.params,
             text=request.text,
             context=self._engine.context,
-            sources=draft_sources(self._engine, sequence, request.params, request.prediction) if depth else (),
-            depth=depth,
+            depth=self._depth_of(request),
             eos_ids=request.eos_ids,
         )
-        self._running.append(_Running(request, sequence, progress))
+        return _Running(request, progress)
+
+    def _start(self, running: _Running) -> bool:
+        """Starts or resumes a request, if there is memory for all that it and those that run have still to run."""
+        running.sequence = sequence = self._engine.create()
+        self._adopt(running)
+        wanted = [(one.sequence, one.progress.prompt_left + 1) for one in (*self._running, running)]
+        if self._running and not self._engine.fits(wanted):
+            self._engine.release(sequence)
+            return False
+        request = running.request
+        if request.draft not in ("off", 0):
+            sources = draft_sources(self._engine, sequence, request.params, request.prediction)
+            running.progress.draft_from(sources)
+        return True
+
+    def _adopt(self, running: _Running) -> None:
+        """Gives an empty sequence what is cached of what it is to run. Its last token has to be run in any case."""
+        progress = running.progress
+        if progress.tokens or not running.request.params.prompt_logprobs:
+            progress.skip(self._engine.adopt(running.sequence, progress.to_run[:-1]))
+
+    def _preempt(self, running: _Running) -> None:
+        self._running.remove(running)
+        self._engine.release(running.sequence)
+        running.progress.stats.preemptions += 1
+        running.progress.rewind()
+        self._ahead.appendleft(running)
 
     def _depth_of(self, request: Request) -> DepthControl | None:
         if isinstance(request.draft, int):
@@ -144,25 +200,48 @@ class Scheduler:
 
     def _parts(self) -> list[tuple[_Running, Part]]:
         """The coming pass: a part for each decoding sequence, then prompts in the order they came, while rows last."""
-        decoding = [running for running in self._running if not running.progress.prompt_left]
-        prompts = [running for running in self._running if running.progress.prompt_left]
         parts: list[tuple[_Running, Part]] = []
-        spare = self._engine.max_outputs - len(self._running)  # every sequence may need one row sampled
-        for running in decoding:
-            drafts = min(spare // len(decoding), self._engine.max_depth)
-            self._add_part(parts, running, 1 + drafts)
+        for running, rows in self._rounds():
+            self._add_part(parts, running, rows)
+        prompts = [running for running in self._running if running.progress.prompt_left]
         left = self._engine.max_rows - sum(len(part.tokens) for _, part in parts)
         left = min(left, PROMPT_BESIDE) if parts else left
         scored = self._engine.max_outputs - sum(part.rows for _, part in parts) - len(prompts)  # rows beyond one each
         for running in prompts:
-            if left > 0:
-                chunk = min(left, running.progress.prompt_left)
-                if running.request.params.prompt_logprobs:
-                    chunk = min(chunk, scored + 1)
-                    scored -= chunk - 1
+            if left <= 0 or running not in self._running:
+                continue
+            if not running.progress.length:
+                self._adopt(running)  # what others with the same beginning have cached since it was let in
+            chunk = min(left, running.progress.prompt_left)
+            if running.request.params.prompt_logprobs:
+                chunk = min(chunk, scored + 1)
+            planned = [(one, len(part.tokens)) for one, part in parts]
+            while not parts and not self._fit([(running, chunk)]) and self._running[-1] is not running:
+                self._preempt(self._running[-1])
+            if self._fit([*planned, (running, chunk)]):
                 self._add_part(parts, running, chunk)
                 left -= chunk
+                scored -= chunk - 1 if running.request.params.prompt_logprobs else 0
         return parts
+
+    def _rounds(self) -> list[tuple[_Running, int]]:
+        """The most rows of each decoding sequence: where memory runs out no drafts, and then fewer sequences."""
+        decoding = [running for running in self._running if not running.progress.prompt_left]
+        if not decoding:
+            return []
+        spare = self._engine.max_outputs - len(self._running)  # every sequence may need one row sampled
+        drafts = min(spare // len(decoding), self._engine.max_depth)
+        planned = [(running, 1 + drafts) for running in decoding]
+        if self._fit(planned):
+            return planned
+        while not self._fit(planned := [(running, 1) for running in decoding]) and len(self._running) > 1:
+            last = self._running[-1]
+            self._preempt(last)
+            decoding = [running for running in decoding if running is not last]
+        return planned
+
+    def _fit(self, planned: Sequence[tuple[_Running, int]]) -> bool:
+        return self._engine.fits([(running.sequence, rows) for running, rows in planned])
 
     def _add_part(self, parts: list[tuple[_Running, Part]], running: _Running, most: int) -> None:
         try:
@@ -183,6 +262,7 @@ class Scheduler:
                 return
             if progress.length < before + len(part.tokens):  # not all drafts were kept
                 self._engine.truncate(running.sequence, progress.length)
+            self._engine.share(running.sequence)
             pieces = _pieces(progress)
             if pieces:
                 running.request.receive(_update(running, pieces))
@@ -191,10 +271,14 @@ class Scheduler:
 
     def _leave(self, running: _Running, error: Exception | None = None) -> None:
         """Ends a running request and frees its sequence."""
-        if running not in self._running:
+        if running in self._running:
+            self._running.remove(running)
+            self._engine.share(running.sequence)
+            self._engine.release(running.sequence)
+        elif running in self._ahead:
+            self._ahead.remove(running)
+        else:
             return
-        self._running.remove(running)
-        self._engine.release(running.sequence)
         progress = running.progress
         if error is None:
             try:

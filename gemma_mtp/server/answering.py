@@ -17,6 +17,7 @@ from gemma_mtp.generation import Piece
 from gemma_mtp.model import Asked, Draft, Model, Prompt, Tools
 from gemma_mtp.server.choices import Choice, Writer
 from gemma_mtp.server.errors import ApiError, api_error
+from gemma_mtp.server.gate import CLIENT
 from gemma_mtp.server.metrics import Metrics
 
 _log = logging.getLogger("gemma_mtp")
@@ -43,19 +44,27 @@ class Asking:
 
 
 class Answering:
-    def __init__(self, engine: AsyncEngine, metrics: Metrics):
-        self._engine, self._metrics = engine, metrics
+    """max_prompt: the most tokens of a prompt; None: as many as the context holds."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics, max_prompt: int | None = None):
+        self._engine, self._metrics, self._max_prompt = engine, metrics, max_prompt
 
     async def prepare(self, asking: Asking) -> list[Asked]:
         """What is asked for, ready to run: in a thread of its own, since long prompts take a while."""
         count = len(asking.generations)
         if count > self._engine.limit:
             raise ApiError(400, f"The request asks for {count} texts at once: ask for at most {self._engine.limit}.")
-        return await asyncio.to_thread(asking.prepare, self._engine.model)
+        asked = await asyncio.to_thread(asking.prepare, self._engine.model)
+        longest = max(len(one.ids) for one in asked)
+        if self._max_prompt is not None and longest > self._max_prompt:
+            message = f"The prompt has {longest} tokens, more than the {self._max_prompt} that this server takes."
+            raise ApiError(400, message, code="context_length_exceeded")
+        return asked
 
     async def answer(self, writer: Writer, asked: Sequence[Asked], request: Request) -> Response:
         """Starts the generations, all or none, and answers with them."""
-        streams = [self._engine.start(one) for one in asked]  # those started before one is refused are let go of
+        client = request.scope[CLIENT]
+        streams = [self._engine.start(one, client) for one in asked]  # those started before one is refused are let go of
         headers = {"X-Request-Id": writer.id}
         if writer.stream:
             headers["Cache-Control"] = "no-cache"

@@ -58,7 +58,7 @@ class AnthropicWriter:
 
     def ended(self, choice: Choice, choices: Sequence[Choice], last: bool) -> Iterator[str]:
         yield from self._end()
-        usage = {"output_tokens": choice.generation.stats.tokens}
+        usage = _usage(choice.generation, choice.generation.stats.tokens)
         yield _event("message_delta", delta=self._ending(choice.generation), usage=usage)
 
     def closing(self, choices: Sequence[Choice]) -> Iterator[str]:
@@ -105,10 +105,10 @@ def _blocks(piece: Piece) -> Iterator[Object]:
 
 def _usage(answer: Generation, output: int) -> Object:
     return {
-        "input_tokens": answer.stats.prompt_tokens,
+        "input_tokens": answer.stats.prompt_tokens - answer.stats.cached_tokens,
         "output_tokens": output,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": answer.stats.cached_tokens,
     }
 
 

@@ -32,13 +32,21 @@ MAX_BODY = 4 << 20  # bytes
 _log = logging.getLogger("gemma_mtp")
 
 
-def create_app(engine: AsyncEngine, name: str, *, keys: Collection[str] = (), max_body: int = MAX_BODY) -> FastAPI:
+def create_app(
+    engine: AsyncEngine,
+    name: str,
+    *,
+    keys: Collection[str] = (),
+    max_body: int = MAX_BODY,
+    max_prompt: int | None = None,
+) -> FastAPI:
     """The server as an ASGI application. name: the model's, for clients. Shutting it down drains and closes the engine.
 
     keys: API keys that are let in; none: everyone is. max_body: the most bytes of a request.
+    max_prompt: the most tokens of a prompt; None: as many as the context holds.
     """
     model, metrics, started = engine.model, Metrics(engine), now()
-    answering = Answering(engine, metrics)
+    answering = Answering(engine, metrics, max_prompt)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from gemma_mtp.errors import BusyError, GemmaMtpError, PromptError, SettingsError
+from gemma_mtp.errors import BusyError, GemmaMtpError, LateError, PromptError, SettingsError
 
 
 class ApiError(Exception):
@@ -17,13 +17,14 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def content(self) -> dict[str, dict[str, str | None]]:
-        kinds = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "overloaded_error"}
-        kind = kinds.get(self.status, "invalid_request_error")
+        kinds = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def anthropic(self) -> dict[str, Any]:
         """The same in Anthropic's form."""
         kinds = {404: "not_found_error", 413: "request_too_large", 401: "authentication_error", 503: "overloaded_error"}
+        kinds[504] = "timeout_error"
         kind = kinds.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
@@ -45,6 +46,8 @@ def api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, BusyError):
         return ApiError(503, str(error), code="overloaded")
+    if isinstance(error, LateError):
+        return ApiError(504, str(error), code="timeout")
     if isinstance(error, (PromptError, SettingsError)):
         too_long = "more than the context" in str(error)
         return ApiError(400, str(error), code="context_length_exceeded" if too_long else None)

@@ -10,6 +10,7 @@ from gemma_mtp.server.errors import ApiError
 from gemma_mtp.server.page import PATHS
 
 OPEN = ("/health", *PATHS)  # no key is asked for
+CLIENT = "gemma_mtp.client"  # whose a request is, in its scope: its API key, or else the address it comes from
 
 
 class Gate:
@@ -25,8 +26,9 @@ class Gate:
             return
         headers = Headers(scope=scope)
         try:
+            scope[CLIENT] = scope["client"][0] if scope["client"] else ""
             if self._keys and scope["path"] not in OPEN:
-                self._check_key(headers)
+                scope[CLIENT] = self._check_key(headers)
             body = await self._body(headers, receive)
         except ApiError as error:
             await error.response(scope["path"])(scope, receive, send)
@@ -38,7 +40,7 @@ class Gate:
 
         await self._app(scope, replay, send)
 
-    def _check_key(self, headers: Headers) -> None:
+    def _check_key(self, headers: Headers) -> str:
         kind, _, given = headers.get("authorization", "").partition(" ")
         given = given if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
@@ -48,6 +50,7 @@ class Gate:
         matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
         if not any(matches):
             raise ApiError(401, "The API key is not one that this server knows.", code="invalid_api_key")
+        return given.strip()
 
     async def _body(self, headers: Headers, receive: Receive) -> Message | None:
         """The whole body as one message; None when the client left before its end."""

@@ -29,6 +29,15 @@ class Metrics:
 
         gauge("num_requests_running", "Sequences in the passes.").set_function(lambda: engine.running)
         gauge("num_requests_waiting", "Sequences that wait for a place.").set_function(lambda: engine.waiting)
+        gauge("kv_cache_usage_perc", "Share of the KV cache's memory that requests hold, 1 being all.").set_function(
+            lambda: engine.memory.held / engine.memory.limit if engine.memory.limit else 0.0
+        )
+        gauge("kv_cache_bytes", "Bytes of the KV cache, cached prefixes included.").set_function(
+            lambda: engine.memory.allocated
+        )
+        self._queries = counter("prefix_cache_queries", "Tokens of prompts that were looked for in the cache.")
+        self._hits = counter("prefix_cache_hits", "Those of them that were there.")
+        self._preemptions = counter("num_preemptions", "How often a sequence gave its memory up and resumed later.")
         self._requests = counter("request_success", "Sequences that ended, by why.", "finished_reason")
         self._failed = counter("request_failed", "Sequences that ended in an error of the server's.")
         self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
@@ -74,6 +83,12 @@ class Metrics:
             stream.close()
             self._whole.observe(time.perf_counter() - start)
             self._count_drafts(stream.generation.stats)
+            self._count_cache(stream.generation.stats)
+
+    def _count_cache(self, stats: Stats) -> None:
+        self._queries.inc(stats.prompt_tokens)
+        self._hits.inc(stats.cached_tokens)
+        self._preemptions.inc(stats.preemptions)
 
     def _count_drafts(self, stats: Stats) -> None:
         self._drafts.inc(stats.tried_per_depth[0] if stats.tried_per_depth else 0)

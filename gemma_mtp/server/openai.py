@@ -248,7 +248,7 @@ def usage(choices: Sequence[Choice], per_prompt: int) -> Object:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in stats[::per_prompt])},
         "completion_tokens_details": {
             "reasoning_tokens": sum(choice.reasoning_tokens for choice in choices),
             "accepted_prediction_tokens": accepted,
@@ -259,11 +259,12 @@ def usage(choices: Sequence[Choice], per_prompt: int) -> Object:
 
 def timings(stats: Sequence[Stats]) -> Object:
     """llama.cpp's, added up over all choices."""
-    prompt_n, predicted_n = sum(s.prompt_tokens for s in stats), sum(s.tokens for s in stats)
+    cache_n, predicted_n = sum(s.cached_tokens for s in stats), sum(s.tokens for s in stats)
+    prompt_n = sum(s.prompt_tokens for s in stats) - cache_n
     prompt_ms = 1000 * sum(s.seconds_prompt for s in stats)
     predicted_ms = 1000 * sum(s.seconds_decode for s in stats)
     return {
-        "cache_n": 0,
+        "cache_n": cache_n,
         "prompt_n": prompt_n,
         "prompt_ms": prompt_ms,
         "prompt_per_token_ms": _ratio(prompt_ms, prompt_n),

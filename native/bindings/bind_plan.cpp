@@ -27,6 +27,12 @@ using WeightPtr = std::shared_ptr<const Weight>;
 std::span<const uint8_t> view(const Bytes& b) { return {b.data(), b.size()}; }
 std::span<const int32_t> view(const Tokens& t) { return {t.data(), t.size()}; }
 
+std::vector<std::string> strings(const std::vector<nb::bytes>& all) {
+    std::vector<std::string> result;
+    for (const nb::bytes& one : all) result.emplace_back(one.c_str(), one.size());
+    return result;
+}
+
 Floats copy_rows(int count, int64_t width, auto&& row_of) {
     auto* data = new float[static_cast<size_t>(count) * width];
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -121,6 +127,18 @@ void bind_plan(nb::module_& m) {
                 return std::pair(rows(keys), rows(values));
             }, "sequence"_a, "layer"_a, "begin"_a, "end"_a,
             "Keys and values of a layer at positions [begin, end): float32 [positions, kv_heads * head_dim] each.")
+        .def("name", [](KvCache& cache, int sequence, int64_t first, const std::vector<nb::bytes>& names) {
+                cache.name(sequence, first, strings(names));
+            }, "sequence"_a, "first"_a, "names"_a, "Names full pages of a sequence, from its page `first` on.")
+        .def("adopt", [](KvCache& cache, int sequence, const std::vector<nb::bytes>& names) {
+                return cache.adopt(sequence, strings(names));
+            }, "sequence"_a, "names"_a, "Starts an empty sequence with the pages of these names, as far as it can; its length.")
+        .def("fits", [](KvCache& cache, const std::vector<std::pair<int, int64_t>>& wanted, int64_t rows) {
+                return cache.fits(wanted, rows);
+            }, "wanted"_a, "rows"_a, "Whether there is memory for these further positions, (sequence, count), all together.")
+        .def("bytes_for", &KvCache::bytes_for, "length"_a, "rows"_a)
+        .def("set_limit", &KvCache::set_limit, "bytes"_a, "0: none.")
+        .def_prop_ro("limit", &KvCache::limit)
         .def_prop_ro("context", &KvCache::context)
         .def_prop_ro("bytes_in_use", &KvCache::bytes_in_use).def_prop_ro("bytes_allocated", &KvCache::bytes_allocated);
 

@@ -27,7 +27,7 @@ KvCache::KvCache(KvType type, std::vector<KvLayer> layers, int64_t context, int6
         if (layer.kv_heads < 1 || layer.head_dim < 16 || layer.head_dim % 16 || layer.window < 0)
             throw InputError("a cached layer needs at least one KV head and a head size that is a multiple of 16");
         auto found = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.window == layer.window; });
-        if (found == groups_.end()) found = groups_.insert(groups_.end(), Group{.window = layer.window, .free = {}});
+        if (found == groups_.end()) found = groups_.insert(groups_.end(), Group{.window = layer.window, .free = {}, .named = {}});
         group_of_.push_back(static_cast<int>(found - groups_.begin()));
         offset_.push_back(found->page_bytes);
         found->page_bytes += 2 * static_cast<size_t>(layer.kv_heads * layer.head_dim * kPagePositions) * element_bytes(type_);
@@ -35,11 +35,9 @@ KvCache::KvCache(KvType type, std::vector<KvLayer> layers, int64_t context, int6
 }
 
 KvCache::~KvCache() {
-    for (Sequence& s : sequences_)
-        for (auto& table : s.pages)
-            for (void* page : table) std::free(page);
-    for (Group& g : groups_)
-        for (void* page : g.free) std::free(page);
+    for (size_t i = 0; i < sequences_.size(); i++)
+        if (sequences_[i].used) release(static_cast<int>(i));
+    while (free_one()) {}
 }
 
 const KvCache::Sequence& KvCache::at(int sequence) const {
@@ -62,31 +60,81 @@ int KvCache::create() {
 
 void KvCache::release(int sequence) {
     Sequence& s = at(sequence);
-    for (size_t g = 0; g < groups_.size(); g++) drop_before(s, g, static_cast<int64_t>(s.pages[g].size()));
+    for (auto& table : s.pages)  // from the end: a beginning can be of use without what follows it, so it is kept longer
+        for (; !table.empty(); table.pop_back())
+            if (table.back()) let_go(*table.back());
     s.used = false;
 }
 
-void* KvCache::take(Group& group) {
-    void* page;
+void KvCache::destroy(Page* page) {
+    Group& group = groups_[page->group];
+    if (!page->name.empty()) {
+        group.named.erase(page->name);
+        unheld_.erase(page->unheld);
+    }
+    allocated_ -= static_cast<int64_t>(group.page_bytes);
+    std::free(page->data);
+    delete page;
+}
+
+bool KvCache::free_one() {
+    for (Group& group : groups_)
+        if (!group.free.empty()) {
+            destroy(group.free.back());
+            group.free.pop_back();
+            return true;
+        }
+    if (unheld_.empty()) return false;
+    destroy(unheld_.front());
+    return true;
+}
+
+KvCache::Page* KvCache::take(size_t index) {
+    Group& group = groups_[index];
+    Page* page;
     if (!group.free.empty()) {
         page = group.free.back();
         group.free.pop_back();
     } else {
-        if (limit_ && allocated_ + static_cast<int64_t>(group.page_bytes) > limit_) throw InputError("the KV cache is full");
-        page = std::aligned_alloc(64, group.page_bytes);
-        if (!page) throw std::bad_alloc();
-        std::memset(page, 0, group.page_bytes);  // positions not yet written are multiplied by weights of 0
-        allocated_ += static_cast<int64_t>(group.page_bytes);
+        const auto bytes = static_cast<int64_t>(group.page_bytes);
+        while (limit_ && allocated_ + bytes > limit_)
+            if (!free_one()) throw InputError("the KV cache is full");
+        auto made = std::make_unique<Page>(Page{.data = std::aligned_alloc(64, group.page_bytes), .group = index, .name = {}, .unheld = {}});
+        if (!made->data) throw std::bad_alloc();
+        std::memset(made->data, 0, group.page_bytes);  // positions not yet written are multiplied by weights of 0
+        allocated_ += bytes;
+        page = made.release();
     }
-    group.held++;
+    hold(*page);
     return page;
 }
 
-void KvCache::drop_before(Sequence& s, size_t group, int64_t page) {
-    for (int64_t& first = s.first[group]; first < page; first++) {
-        groups_[group].free.push_back(s.pages[group][first]);
-        groups_[group].held--;
-        s.pages[group][first] = nullptr;
+void KvCache::hold(Page& page) {
+    if (page.holders++) return;
+    groups_[page.group].held++;
+    if (!page.name.empty()) unheld_.erase(page.unheld);
+}
+
+void KvCache::let_go(Page& page) {
+    if (--page.holders) return;
+    Group& group = groups_[page.group];
+    group.held--;
+    if (!page.name.empty() && limit_) {
+        page.unheld = unheld_.insert(unheld_.end(), &page);
+        return;
+    }
+    if (!page.name.empty()) group.named.erase(page.name);
+    page.name.clear();
+    group.free.push_back(&page);
+}
+
+void KvCache::slide(Sequence& s) {
+    for (size_t g = 0; g < groups_.size(); g++) {
+        const int64_t oldest = s.length - rollback_ - groups_[g].window + 1;  // still seen after the longest rollback
+        if (!groups_[g].window || oldest <= 0) continue;
+        auto& table = s.pages[g];
+        const auto end = std::min<int64_t>(oldest / kPagePositions, table.size());
+        for (int64_t& first = s.first[g]; first < end; first++) let_go(*std::exchange(table[first], nullptr));
     }
 }
 
@@ -94,14 +142,84 @@ void KvCache::reserve(int sequence, int64_t count) {
     Sequence& s = at(sequence);
     const int64_t end = s.length + count;
     if (end > context_) throw InputError("the context of " + std::to_string(context_) + " tokens is full");
-    for (size_t g = 0; g < groups_.size(); g++) {
-        if (groups_[g].window) {
-            int64_t oldest = s.length - rollback_ - groups_[g].window + 1;  // still seen after the longest rollback
-            if (oldest > 0) drop_before(s, g, std::min<int64_t>(oldest / kPagePositions, s.pages[g].size()));
+    slide(s);
+    for (size_t g = 0; g < groups_.size(); g++)
+        while (static_cast<int64_t>(s.pages[g].size()) * kPagePositions < end) s.pages[g].push_back(take(g));
+}
+
+int64_t KvCache::most_pages(const Group& group, int64_t length, int64_t rows) const {
+    // Of the window, the slack and a pass, the pages at both ends may be there for a part only.
+    const int64_t positions = group.window ? std::min(length, group.window + rollback_ + rows + 2 * kPagePositions) : length;
+    return (positions + kPagePositions - 1) / kPagePositions;
+}
+
+bool KvCache::fits(std::span<const std::pair<int, int64_t>> wanted, int64_t rows) {
+    int64_t total = bytes_in_use();
+    for (const auto& [sequence, count] : wanted) {
+        Sequence& s = at(sequence);
+        const int64_t before = bytes_in_use();
+        slide(s);
+        total -= before - bytes_in_use();
+        for (size_t g = 0; g < groups_.size(); g++) {
+            const int64_t pages = static_cast<int64_t>(s.pages[g].size()), length = s.length + count;
+            const int64_t more = std::min((length + kPagePositions - 1) / kPagePositions - pages,
+                                          most_pages(groups_[g], length, rows) - (pages - s.first[g]));
+            total += std::max<int64_t>(more, 0) * static_cast<int64_t>(groups_[g].page_bytes);
         }
-        auto& table = s.pages[g];
-        while (static_cast<int64_t>(table.size()) * kPagePositions < end) table.push_back(take(groups_[g]));
     }
+    return !limit_ || total <= limit_;
+}
+
+int64_t KvCache::bytes_for(int64_t length, int64_t rows) const {
+    int64_t total = 0;
+    for (const Group& g : groups_) total += most_pages(g, length, rows) * static_cast<int64_t>(g.page_bytes);
+    return total;
+}
+
+void KvCache::set_limit(int64_t bytes) {
+    if (bytes < 0) throw InputError("a memory limit is not negative");
+    limit_ = bytes;
+    while ((limit_ ? allocated_ > limit_ : !unheld_.empty()) && free_one()) {}
+}
+
+void KvCache::name(int sequence, int64_t first, std::span<const std::string> names) {
+    Sequence& s = at(sequence);
+    if (first < 0 || (first + static_cast<int64_t>(names.size())) * kPagePositions > s.length)
+        throw InputError("only full pages can be named");
+    for (size_t g = 0; g < groups_.size(); g++)
+        for (size_t i = 0; i < names.size(); i++) {
+            Page* page = s.pages[g][first + i];
+            if (!page || !page->name.empty()) continue;
+            // If another page has the name, with the same content, this one stays its sequence's own.
+            if (groups_[g].named.try_emplace(names[i], page).second) page->name = names[i];
+        }
+}
+
+int64_t KvCache::adopt(int sequence, std::span<const std::string> names) {
+    Sequence& s = at(sequence);
+    if (s.length) throw InputError("only an empty sequence can start with cached pages");
+    const auto most = std::min<int64_t>(names.size(), context_ / kPagePositions);
+    auto first_page = [&](const Group& g, int64_t count) {  // that the position after `count` pages sees
+        return g.window ? std::max<int64_t>(count * kPagePositions - g.window + 1, 0) / kPagePositions : 0;
+    };
+    std::vector<int64_t> run(groups_.size(), 0);  // [group]: cached pages in a row up to here
+    int64_t count = 0;
+    for (int64_t i = 0; i < most; i++) {
+        bool enough = true;
+        for (size_t g = 0; g < groups_.size(); g++) {
+            run[g] = groups_[g].named.contains(names[i]) ? run[g] + 1 : 0;
+            enough = enough && run[g] >= i + 1 - first_page(groups_[g], i + 1);
+        }
+        if (enough) count = i + 1;
+    }
+    for (size_t g = 0; g < groups_.size() && count; g++) {
+        for (Page* page : s.pages[g])
+            if (page) let_go(*page);
+        s.first[g] = first_page(groups_[g], count);
+        s.pages[g].assign(count, nullptr);
+        for (int64_t i = s.first[g]; i < count; i++) hold(*(s.pages[g][i] = groups_[g].named.at(names[i])));
+    }
+    return s.length = count * kPagePositions;
 }
 
 void KvCache::advance(int sequence, int64_t count) { at(sequence).length += count; }
@@ -118,14 +236,16 @@ void KvCache::truncate(int sequence, int64_t length) {
     Sequence& s = at(sequence);
     if (length < 0 || length > s.length) throw InputError("a sequence can only be cut to at most its own length");
     if (length && length < floor(sequence)) throw InputError("the sliding window before that position is no longer held");
+    if (length % kPagePositions)
+        for (const auto& table : s.pages)
+            if (const Page* page = table[length / kPagePositions]; page && !page->name.empty())
+                throw InputError("a named page cannot be cut");
     s.length = length;
     for (size_t g = 0; g < groups_.size(); g++) {
         auto& table = s.pages[g];
         const auto keep = static_cast<size_t>((length + kPagePositions - 1) / kPagePositions);
-        while (table.size() > keep) {
-            if (table.back()) groups_[g].free.push_back(table.back()), groups_[g].held--;
-            table.pop_back();
-        }
+        for (; table.size() > keep; table.pop_back())
+            if (table.back()) let_go(*table.back());
         s.first[g] = length ? s.first[g] : 0;
     }
 }
@@ -137,8 +257,8 @@ int64_t KvCache::bytes_in_use() const {
 }
 
 char* KvCache::place(int sequence, int layer, int64_t position) const {
-    void* page = sequences_[sequence].pages[group_of_[layer]][position / kPagePositions];
-    return page ? static_cast<char*>(page) + offset_[layer] : nullptr;
+    const Page* page = sequences_[sequence].pages[group_of_[layer]][position / kPagePositions];
+    return page ? static_cast<char*>(page->data) + offset_[layer] : nullptr;
 }
 
 void* KvCache::keys(int sequence, int layer, int64_t kv_head, int64_t position) const {

@@ -5,7 +5,7 @@ import pytest
 from gemma_mtp.decoding import Decoding, Rows, SamplingParams
 from gemma_mtp.engine.interface import Part
 from gemma_mtp.engine.scheduler import PROMPT_BESIDE, Request, Scheduler, Update
-from gemma_mtp.errors import SettingsError
+from gemma_mtp.errors import LateError, SettingsError
 
 from ..decoding.fake_target import VOCAB, FakeTarget, FakeText
 
@@ -15,8 +15,10 @@ class FakeEngine(FakeTarget):
 
     context, max_depth, max_rows, max_outputs, drafts = 10_000, 8, 512, 24, False
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 1_000_000) -> None:
+        """room: tokens that all sequences together may hold."""
         super().__init__(order=2)  # so that it repeats itself and lookup drafts
+        self.room = room
         self.parts: list[list[tuple[int, int]]] = []
         self.held: list[list[int]] = []
         self.fail_at: int | None = None
@@ -28,7 +30,17 @@ class FakeEngine(FakeTarget):
     def release(self, sequence: list[int]) -> None:
         self.held = [held for held in self.held if held is not sequence]
 
+    def fits(self, wanted: list[tuple[list[int], int]]) -> bool:
+        return sum(map(len, self.held)) + sum(count for _, count in wanted) <= self.room
+
+    def share(self, sequence: list[int]) -> None:
+        """Nothing is shared: see test_prefix_cache.py for what is."""
+
+    def adopt(self, sequence: list[int], tokens: list[int]) -> int:
+        return 0
+
     def run(self, parts: list[Part]) -> list[Rows]:
+        assert self.fits([(part.sequence, len(part.tokens)) for part in parts])
         self.parts.append([(len(part.tokens), part.rows) for part in parts])
         if self.fail_at == len(self.parts) - 1:
             raise MemoryError("no memory")
@@ -98,6 +110,87 @@ def test_each_request_gets_what_it_gets_alone() -> None:
     assert not engine.held
     assert max(len(parts) for parts in engine.parts) == 12
     assert any(rows > 1 for parts in engine.parts for _, rows in parts), "nothing was drafted"
+
+
+def alone(asked: Asked) -> Decoding:
+    request = asked.request
+    decoding = Decoding(FakeEngine(), [], request.prompt, request.params, text=FakeText(), context=10_000)
+    list(decoding)
+    return decoding
+
+
+@pytest.mark.parametrize("room", [760, 900, 1500])
+def test_where_memory_runs_out_all_get_what_they_get_alone(room: int) -> None:
+    asked, engine = mixed(30), FakeEngine(room)
+    scheduler = Scheduler(engine, 12)
+    for one in asked:
+        scheduler.add(one.request)
+    run(scheduler)
+    for one in asked:
+        expected = alone(one)
+        assert (one.tokens, one.ends) == (expected.tokens, [(expected.finish_reason, None)])
+    assert not engine.held
+
+
+def test_preempted_requests_go_on_where_they_were() -> None:
+    asked = [Asked([i] * 40, SamplingParams(max_tokens=60, temperature=1.0, seed=i)) for i in range(4)]
+    engine = FakeEngine(200)  # all start, and two can end
+    scheduler = Scheduler(engine, 4)
+    for one in asked:
+        scheduler.add(one.request)
+    run(scheduler)
+    preempted = [one.updates[-1].stats.preemptions for one in asked]
+    assert preempted[0] == 0
+    assert preempted[3] > 0
+    for one in asked:
+        expected = alone(one)
+        assert one.tokens == expected.tokens
+        assert one.ends == [("length", None)]
+
+
+def test_preempted_requests_can_be_cancelled() -> None:
+    asked = [Asked([i] * 40, SamplingParams(max_tokens=60)) for i in range(4)]
+    scheduler = Scheduler(FakeEngine(200), 4)
+    for one in asked:
+        scheduler.add(one.request)
+    while not scheduler.waiting:
+        scheduler.step()
+    asked[3].request.cancelled = True
+    scheduler.step()
+    assert asked[3].ends == [("cancelled", None)]
+    run(scheduler)
+    assert [len(one.tokens) for one in asked[:3]] == [60, 60, 60]
+
+
+def test_places_are_shared_among_clients() -> None:
+    greedy = [Asked([1, 2], SamplingParams(max_tokens=9)) for _ in range(6)]
+    modest = Asked([1, 2], SamplingParams(max_tokens=9))
+    scheduler = Scheduler(FakeEngine(), 2)
+    for one in greedy:
+        one.request.client = "greedy"
+        scheduler.add(one.request)
+    scheduler.step()
+    modest.request.client = "modest"
+    scheduler.add(modest.request)
+    while not modest.ends:
+        scheduler.step()
+    assert sum(bool(one.ends) for one in greedy) < 5
+
+
+def test_what_takes_too_long_ends_running_or_waiting() -> None:
+    asked = [Asked([1, 2], SamplingParams(max_tokens=90)) for _ in range(2)]
+    scheduler = Scheduler(FakeEngine(), 1)
+    for one in asked:
+        scheduler.add(one.request)
+    run(scheduler, 3)
+    for one in asked:
+        one.request.deadline = 0
+    scheduler.step()
+    for one in asked:
+        ((reason, error),) = one.ends
+        assert reason is None
+        assert isinstance(error, LateError)
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
 
 
 def test_prompts_run_in_chunks_beside_decoding() -> None:

@@ -1,0 +1,214 @@
+"""What is cached of a prompt is not run again, and changes no bit; memory stays bounded, and nothing is lost."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_mtp import AsyncEngine, Generation, Model, SamplingParams, SettingsError
+from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.engine.engine import Engine
+from gemma_mtp.engine.memory import parse_size
+from gemma_mtp.engine.prefixes import PAGE, page_names
+from gemma_mtp.engine.scheduler import Scheduler
+from gemma_mtp.prompts import NINE_KINDS
+
+from ..checkpoints.tiny import TARGETS, drafter_for, write_folder
+from .test_scheduler import Asked
+from .test_scheduler import run as run_all
+
+LOGITS = SamplingParams(logprobs=1)  # of which all logits are computed
+SAMPLED = SamplingParams(max_tokens=24, temperature=1.0, top_k=64, seed=5)
+
+
+@pytest.fixture(scope="module")
+def tokens(demo: Model) -> list[int]:
+    return demo.tokenize("\n\n".join(NINE_KINDS.values()) * 5)[:1500]  # the demo's window is 512
+
+
+@pytest.fixture
+def limited(demo: Model):
+    demo.engine.limit_memory(2 * demo.engine.memory_for(demo.context))
+    yield demo.engine
+    demo.engine.limit_memory(0)
+    assert demo.engine.memory.held == 0
+
+
+def fill(engine, tokens: list[int], adopted: int = 0, sequence=None):
+    sequence = sequence or engine.create()
+    for start in range(adopted, len(tokens), 512):
+        engine.step(sequence, tokens[start : start + 512][: len(tokens) - start], 1, LOGITS)
+        engine.share(sequence)
+    return sequence
+
+
+@pytest.mark.parametrize("shared", [64, 100, 512, 640, 1000, 1499])
+def test_a_cached_beginning_gives_the_same_bits(limited, tokens: list[int], shared: int) -> None:
+    engine, last = limited, 40_000
+    own = [*tokens[:shared], *range(1000, 1000 + 70)]
+    cold = fill(engine, own)
+    expected = [engine.last_logits()[-1]]
+    for token in (last, last + 1):
+        engine.step(cold, [token], 1, LOGITS)
+        expected.append(engine.last_logits()[-1])
+    engine.release(cold)
+    engine.limit_memory(0)  # forgets it
+    engine.limit_memory(2 * engine.memory_for(engine.context))
+
+    engine.release(fill(engine, tokens))
+    sequence = engine.create()
+    adopted = engine.adopt(sequence, own[:-1])
+    assert adopted == shared // PAGE * PAGE
+    fill(engine, own, adopted, sequence)
+    found = [engine.last_logits()[-1]]
+    engine.step(sequence, [7, 8, 9], 0, LOGITS)  # drafts that are not kept
+    engine.truncate(sequence, len(own))
+    for token in (last, last + 1):
+        engine.step(sequence, [token], 1, LOGITS)
+        found.append(engine.last_logits()[-1])
+    engine.release(sequence)
+    assert np.array_equal(found, expected)
+
+
+def test_sequences_share_pages_while_they_run(limited, tokens: list[int]) -> None:
+    engine = limited
+    first = fill(engine, tokens[:640])
+    before = engine.memory
+    second = engine.create()
+    assert engine.adopt(second, tokens[:640]) == 640
+    assert engine.memory.held == before.held
+    engine.step(second, tokens[:1], 1, LOGITS)
+    with_second = engine.last_logits()
+    engine.step(first, tokens[:1], 1, LOGITS)
+    assert np.array_equal(engine.last_logits(), with_second)
+    engine.release(first)
+    assert engine.memory.held > before.held / 2
+    engine.release(second)
+
+
+def test_memory_is_bounded_and_what_was_used_last_stays(limited, tokens: list[int]) -> None:
+    engine = limited
+    texts = [[i, *tokens[:1000]] for i in range(12)]
+    for text in texts:
+        engine.release(fill(engine, text))
+        assert engine.memory.allocated <= engine.memory.limit
+
+    def cached(text: list[int]) -> int:
+        sequence = engine.create()
+        length = engine.adopt(sequence, text)
+        engine.release(sequence)
+        return length
+
+    assert cached(texts[-1]) == 960
+    assert cached(texts[0]) == 0
+
+
+def test_a_shared_page_is_never_written(limited, tokens: list[int]) -> None:
+    sequence = fill(limited, tokens[:130])
+    with pytest.raises(ValueError, match="named page"):
+        limited.cache.truncate(sequence.handle, 100)
+    limited.truncate(sequence, 128)
+    limited.release(sequence)
+
+
+def test_names_stand_for_all_tokens_before() -> None:
+    names = page_names(range(200))
+    assert len(names) == 3
+    assert page_names(range(300), names[:2]) == page_names(range(300))[2:]
+    assert page_names([9, *range(1, 200)])[1] != names[1]
+
+
+async def answers(engine: AsyncEngine, prompts: list, params: SamplingParams, draft: int | str) -> list[Generation]:
+    streams = [engine.submit(prompt, params, draft) for prompt in prompts]
+    for stream in streams:
+        async for _ in stream:
+            pass
+    return [stream.generation for stream in streams]
+
+
+@pytest.mark.parametrize("draft", ["off", 3])
+def test_follow_ups_and_shared_prompts_are_not_run_again(demo: Model, tokens: list[int], draft: int | str) -> None:
+    prompts = [[*tokens[:700], *demo.tokenize(text)] for text in NINE_KINDS.values()]
+
+    async def test() -> list[Generation]:
+        async with AsyncEngine(demo) as engine:
+            first = await answers(engine, prompts[:1], SAMPLED, draft)
+            assert first[0].stats.cached_tokens == 0
+            rest = await answers(engine, prompts[1:5], SAMPLED, draft)
+            assert all(one.stats.cached_tokens == 640 for one in rest)
+            prompts.append([*prompts[0], *first[0].tokens, *demo.tokenize("And then?")])
+            follow_up = await answers(engine, prompts[-1:], SAMPLED, draft)
+            assert follow_up[0].stats.cached_tokens >= len(prompts[0]) // PAGE * PAGE
+            return [*first, *rest, *follow_up]
+
+    found = asyncio.run(test())
+    for prompt, one in zip([*prompts[:5], prompts[-1]], found, strict=True):
+        assert one.tokens == demo.generate(prompt, SAMPLED, "off").tokens
+    assert demo.engine.memory == (0, demo.engine.memory.allocated, 0)
+
+
+def test_preempted_requests_give_the_same_text() -> None:
+    model = Model.load("demo", threads=2, context=1024)
+    prompts = [text * 3 for text in NINE_KINDS.values()][:6]
+    params = SamplingParams(max_tokens=120, temperature=1.0, top_k=64, seed=9, ignore_eos=True)
+
+    async def test() -> list[Generation]:
+        async with AsyncEngine(model, parallel=6, kv_memory=model.engine.memory_for(1024)) as engine:
+            return await answers(engine, prompts, params, "auto")
+
+    found = asyncio.run(test())
+    assert sum(one.stats.preemptions for one in found) > 0
+    for prompt, one in zip(prompts, found, strict=True):
+        assert one.tokens == model.generate(prompt, params, "off").tokens
+        assert len(one.tokens) == 120
+
+
+@pytest.mark.parametrize("kind", ["E2B", "E4B"])
+@pytest.mark.parametrize("room", [1, 4])
+def test_gemma_4_with_shared_layers_and_a_drafter(tmp_path: Path, kind: str, room: int) -> None:
+    """room: the memory, in whole contexts. With one, requests are preempted."""
+    write_folder(tmp_path / "target", TARGETS[kind])
+    write_folder(tmp_path / "drafter", drafter_for(TARGETS[kind], centroids=True))
+    target, drafter = open_checkpoint(tmp_path / "target"), open_checkpoint(tmp_path / "drafter")
+    engine = Engine(target.config, target.weights, threads=1, context=256)
+    engine.attach(drafter.config, drafter.weights)
+    prompts = [[*(i * i % 90 + 5 for i in range(140)), k, k + 1] for k in range(1, 6)]  # past the window of 32
+    params = SamplingParams(max_tokens=90, temperature=1.0, seed=3, ignore_eos=True)
+
+    def run(group: list[Asked]) -> None:
+        scheduler = Scheduler(engine, 4)
+        for one in group:
+            scheduler.add(one.request)
+        run_all(scheduler)
+
+    plain = [Asked(prompt, params, "off") for prompt in prompts]
+    for one in plain:
+        run([one])
+    engine.limit_memory(room * engine.memory_for(engine.context))
+    drafted = [Asked(prompt, params, 3) for prompt in prompts]
+    run(drafted[:1])
+    run(drafted[1:])
+    assert [one.tokens for one in drafted] == [one.tokens for one in plain]
+    stats = [one.updates[-1].stats for one in drafted]
+    assert all(one.cached_tokens == 128 for one in stats[1:]) or room == 1
+    assert bool(sum(one.preemptions for one in stats)) == (room == 1)
+    assert all(one.drafted for one in stats)
+    assert engine.memory.held == 0
+    assert engine.memory.allocated <= engine.memory.limit
+
+
+@pytest.mark.parametrize(("text", "size"), [("12", 12), ("512MB", 512_000_000), ("1.5 GiB", 3 << 29)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "2 Gb/s", "GiB", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no size"):
+        parse_size(text)
+
+
+def test_memory_for_less_than_one_request_is_refused(demo: Model) -> None:
+    with pytest.raises(SettingsError, match="one request with the context of 8192 tokens"):
+        AsyncEngine(demo, kv_memory=1 << 20)
