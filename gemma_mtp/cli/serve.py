@@ -68,7 +68,7 @@ def serve(
         typer.Option(
             "--kv-memory",
             metavar="SIZE",
-            help="Memory for keys and values, as 512MB or 2GiB: of running requests, and of beginnings kept for others.",
+            help="Memory for keys and values, as 512MB or 2GiB: running requests, and beginnings kept for others.",
             show_default="twice --parallel contexts, at most half of what is free",
         ),
     ] = None,

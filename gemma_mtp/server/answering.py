@@ -64,7 +64,8 @@ class Answering:
     async def answer(self, writer: Writer, asked: Sequence[Asked], request: Request) -> Response:
         """Starts the generations, all or none, and answers with them."""
         client = request.scope[CLIENT]
-        streams = [self._engine.start(one, client) for one in asked]  # those started before one is refused are let go of
+        # Those started before one is refused are let go of.
+        streams = [self._engine.start(one, client) for one in asked]
         headers = {"X-Request-Id": writer.id}
         if writer.stream:
             headers["Cache-Control"] = "no-cache"

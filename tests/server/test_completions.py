@@ -24,7 +24,8 @@ def test_a_completion_is_the_models_whole_or_streamed(demo_server: Server, demo:
         assert details.accepted_prediction_tokens == timings["draft_n_accepted"]
         assert details.accepted_prediction_tokens + details.rejected_prediction_tokens == timings["draft_n"]
         assert (timings["draft_n"] > 0) == (draft != {"draft": "off"})
-        assert (timings["prompt_n"], timings["predicted_n"]) == (usage.prompt_tokens, 24)
+        assert timings["prompt_n"] + timings["cache_n"] == usage.prompt_tokens
+        assert timings["predicted_n"] == 24
         assert timings["predicted_per_second"] > 0
     chunks = list(demo_server.client.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == expected.text

@@ -63,6 +63,10 @@ def joined(stream: list[dict]) -> list[dict]:
     return blocks
 
 
+def prompt_tokens(usage: dict) -> int:
+    return usage["input_tokens"] + usage["cache_read_input_tokens"] + usage["cache_creation_input_tokens"]
+
+
 def without_ids(blocks: list[dict]) -> list[dict]:
     return [{name: value for name, value in block.items() if name != "id"} for block in blocks]
 
@@ -82,14 +86,14 @@ def test_thinking_text_and_tool_use_are_blocks(chat_server: Server) -> None:
     counted = chat_server.http.post(
         "/v1/messages/count_tokens", json={name: ask[name] for name in ("messages", "tools", "thinking")}
     )
-    assert counted.json() == {"input_tokens": message["usage"]["input_tokens"]}
+    assert counted.json() == {"input_tokens": prompt_tokens(message["usage"])}
 
     stream = events(chat_server, **ask)
     assert without_ids(joined(stream)) == expected
     opening, ending, end = stream[0], *stream[-2:]
     assert opening["type"] == "message_start"
     assert (opening["message"]["content"], opening["message"]["stop_reason"]) == ([], None)
-    assert opening["message"]["usage"] == message["usage"] | {"output_tokens": 0}
+    assert prompt_tokens(opening["message"]["usage"]) == prompt_tokens(message["usage"])
     assert ending["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert ending["usage"]["output_tokens"] == message["usage"]["output_tokens"]
     assert end == {"type": "message_stop"}
@@ -103,7 +107,7 @@ def test_a_tools_result_goes_back(chat_server: Server) -> None:
     turns = [*QUESTION, {"role": "assistant", "content": said}, {"role": "user", "content": [result]}]
     again = create(chat_server, **ASK | {"messages": turns}, tools=TOOLS)
     assert again["content"][0] == {"type": "text", "text": ANSWER}
-    assert again["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    assert prompt_tokens(again["usage"]) > prompt_tokens(first["usage"])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_the_answer_is_the_models_and_does_not_depend_on_drafting(demo_server: S
             **sampled,
         )
         assert "".join(block["text"] for block in message["content"]) == expected.text
-        assert message["usage"]["input_tokens"] == expected.stats.prompt_tokens
+        assert prompt_tokens(message["usage"]) == expected.stats.prompt_tokens
         assert message["usage"]["output_tokens"] == len(expected.tokens)
 
 
