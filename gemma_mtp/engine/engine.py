@@ -199,6 +199,7 @@ class Engine:
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
         del sequence.tokens[length:]
+        del sequence.names[length // PAGE :]
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(tokens), vocab]: row i is of the token after tokens[i]."""
