@@ -24,6 +24,7 @@ from gemma_mtp.engine.interface import BatchEngine, Part
 from gemma_mtp.errors import LateError, SettingsError
 
 PROMPT_BESIDE = 128  # prompt tokens of a pass in which others decode: they wait for it
+SOON = 64  # tokens that each sequence should have memory for when one starts, or it would soon be preempted
 
 
 class Update(NamedTuple):
@@ -167,10 +168,10 @@ class Scheduler:
         return _Running(request, progress)
 
     def _start(self, running: _Running) -> bool:
-        """Starts or resumes a request, if there is memory for all that it and those that run have still to run."""
+        """Starts or resumes a request, if there is memory for what it and those that run have still to run."""
         running.sequence = sequence = self._engine.create()
         self._adopt(running)
-        wanted = [(one.sequence, one.progress.prompt_left + 1) for one in (*self._running, running)]
+        wanted = [(one.sequence, one.progress.prompt_left + SOON) for one in (*self._running, running)]
         if self._running and not self._engine.fits(wanted):
             self._engine.release(sequence)
             return False
