@@ -290,6 +290,65 @@ void test_sampling() {
     check(e.cache->length(sequence) == 16, "what is refused changes nothing");
 }
 
+// Sequences of four texts come, grow, share pages and go: what one adopts is its own text's, and memory stays bounded.
+void test_shared_pages() {
+    constexpr int64_t kContext = 640, kRows = 96, kRollback = 32;
+    KvCache cache(KvType::F32, {{1, 16, kWindow}, {1, 16, 0}, {1, 16, 150}}, kContext, kRollback, 0);
+    const int64_t limit = 2 * cache.bytes_for(kContext, kRows);
+    cache.set_limit(limit);
+    auto names = [](int text, int64_t first, int64_t end) {
+        std::vector<std::string> result;
+        for (; first < end; first++) result.push_back(std::to_string(text) + "/" + std::to_string(first));
+        return result;
+    };
+    struct Running {
+        int handle, text;
+    };
+    std::vector<Running> running;
+    auto mark = [&](const Running& s, int layer, int64_t page) { return static_cast<float*>(cache.keys(s.handle, layer, 0, page * kPagePositions)); };
+    int adopted = 0, refused = 0;
+    for (int step = 0; step < 4000; step++) {
+        if (running.empty() || (running.size() < 6 && random_bits() % 8 == 0)) {
+            Running s{cache.create(), static_cast<int>(random_bits() >> 20) % 4};
+            const int64_t length = cache.adopt(s.handle, names(s.text, 0, (random_bits() >> 20) % 10));
+            adopted += length > 0;
+            check(length % kPagePositions == 0 && cache.floor(s.handle) <= length, "a sequence can go on from where it starts");
+            for (int layer = 0; layer < 3; layer++) {
+                const int64_t window = cache.layer(layer).window;
+                for (int64_t page = window ? std::max<int64_t>(length - window + 1, 0) / kPagePositions : 0; page < length / kPagePositions; page++)
+                    check(*mark(s, layer, page) == static_cast<float>(100 * s.text + page), "an adopted page is the text's");
+            }
+            running.push_back(s);
+        }
+        const size_t which = (random_bits() >> 20) % running.size();
+        const Running s = running[which];
+        const int64_t before = cache.length(s.handle), count = 1 + (random_bits() >> 20) % kRows;
+        const std::pair<int, int64_t> wanted{s.handle, count};
+        const bool fits = cache.fits({&wanted, 1}, kRows);
+        refused += !fits;
+        if (before + count > kContext || !fits || random_bits() % 16 == 0) {
+            cache.release(s.handle);
+            running.erase(running.begin() + static_cast<int64_t>(which));
+            continue;
+        }
+        cache.reserve(s.handle, count);
+        for (int layer = 0; layer < 3; layer++)
+            for (int64_t page = (before + kPagePositions - 1) / kPagePositions; page * kPagePositions < before + count; page++)
+                *mark(s, layer, page) = static_cast<float>(100 * s.text + page);
+        cache.advance(s.handle, count);
+        const int64_t drafts = std::min<int64_t>(count - 1, (random_bits() >> 20) % kRollback);
+        cache.truncate(s.handle, before + count - drafts);
+        const int64_t first = before / kPagePositions, end = cache.length(s.handle) / kPagePositions;
+        cache.name(s.handle, first, names(s.text, first, end));
+        check(cache.bytes_allocated() <= limit && cache.bytes_in_use() <= cache.bytes_allocated(), "memory is bounded");
+    }
+    check(adopted > 50 && refused > 50, "pages were shared, and memory ran out");
+    for (const Running& s : running) cache.release(s.handle);
+    check(cache.bytes_in_use() == 0 && cache.bytes_allocated() > 0, "named pages stay");
+    cache.set_limit(0);
+    check(cache.adopt(cache.create(), names(0, 0, 9)) == 0, "without a limit nothing is kept");
+}
+
 // Against its definition: the longest suffix seen before, and what followed it.
 void test_lookup() {
     SuffixLookup lookup;
@@ -315,6 +374,7 @@ int main() {
     for (auto type : {WeightType::F32, WeightType::Q8_0, WeightType::Q4_K}) test_drafter(type);
     test_split_head();
     test_sampling();
+    test_shared_pages();
     test_lookup();
     std::puts("all as expected");
 }

@@ -27,7 +27,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_cached_tokens_are_told(small: Server, demo: Model) -> None:
     hits, queries = small.metric("prefix_cache_hits_total"), small.metric("prefix_cache_queries_total")
-    ask = {"model": "demo", "prompt": LONG, "max_tokens": 8}
+    ask = {"model": "demo", "prompt": LONG, "max_tokens": 8, "temperature": 0}
     expected = demo.generate(LONG, SamplingParams(max_tokens=8))
     cached = []
     for _ in range(2):
