@@ -139,13 +139,14 @@ async def answers(engine: AsyncEngine, prompts: list, params: SamplingParams, dr
 
 @pytest.mark.parametrize("draft", ["off", 3])
 def test_follow_ups_and_shared_prompts_are_not_run_again(demo: Model, tokens: list[int], draft: int | str) -> None:
-    prompts = [[*tokens[:700], *demo.tokenize(text)] for text in NINE_KINDS.values()]
+    prompts = [[*tokens[:700], *demo.tokenize(text)] for text in list(NINE_KINDS.values())[:3]]
+    demo.engine.limit_memory(0)  # forgets what other tests left
 
     async def test() -> list[Generation]:
         async with AsyncEngine(demo) as engine:
             first = await answers(engine, prompts[:1], SAMPLED, draft)
             assert first[0].stats.cached_tokens == 0
-            rest = await answers(engine, prompts[1:5], SAMPLED, draft)
+            rest = await answers(engine, prompts[1:], SAMPLED, draft)
             assert all(one.stats.cached_tokens == 640 for one in rest)
             prompts.append([*prompts[0], *first[0].tokens, *demo.tokenize("And then?")])
             follow_up = await answers(engine, prompts[-1:], SAMPLED, draft)
@@ -153,7 +154,7 @@ def test_follow_ups_and_shared_prompts_are_not_run_again(demo: Model, tokens: li
             return [*first, *rest, *follow_up]
 
     found = asyncio.run(test())
-    for prompt, one in zip([*prompts[:5], prompts[-1]], found, strict=True):
+    for prompt, one in zip(prompts, found, strict=True):
         assert one.tokens == demo.generate(prompt, SAMPLED, "off").tokens
     assert demo.engine.memory == (0, demo.engine.memory.allocated, 0)
 

@@ -11,14 +11,14 @@ from gemma_mtp.prompts import NINE_KINDS
 
 from .conftest import Server
 
-LONG = "\n\n".join(NINE_KINDS.values())[:2400]  # about 650 tokens
+LONG = "\n\n".join(NINE_KINDS.values())[:1200]  # about 330 tokens
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Memory for little more than one context, and four sequences that want to run."""
     log = tmp_path_factory.mktemp("server") / "log"
-    options = ("--parallel", 4, "--ctx", 1024, "--kv-memory", "20MiB", "--max-prompt", 900, "--timeout", 40)
+    options = ("--parallel", 4, "--ctx", 512, "--kv-memory", "10MiB", "--max-prompt", 450)
     server = Server(log, "demo", *options)
     yield server
     server.stop()
@@ -39,7 +39,7 @@ def test_cached_tokens_are_told(small: Server, demo: Model) -> None:
     assert cached == [0, (expected.stats.prompt_tokens - 1) // 64 * 64]
     assert small.metric("prefix_cache_hits_total") - hits == cached[1]
     assert small.metric("prefix_cache_queries_total") - queries == 2 * expected.stats.prompt_tokens
-    assert 0 < small.metric("kv_cache_bytes") <= 20 << 20
+    assert 0 < small.metric("kv_cache_bytes") <= 10 << 20
     assert small.metric("kv_cache_usage_perc") == 0
 
     body = {"model": "demo", "max_tokens": 4, "messages": [{"role": "user", "content": LONG}]}
@@ -49,22 +49,22 @@ def test_cached_tokens_are_told(small: Server, demo: Model) -> None:
 
 
 def test_preemption_changes_no_text(small: Server, demo: Model) -> None:
-    prompts = [f"{i}. {LONG[: 900 + 100 * i]}" for i in range(4)]
-    ask = {"model": "demo", "max_tokens": 200, "temperature": 1.0, "seed": 3, "extra_body": {"ignore_eos": True}}
+    prompts = [f"{i}. {LONG[: 180 + 10 * i]}" for i in range(4)]
+    ask = {"model": "demo", "max_tokens": 110, "temperature": 1.0, "seed": 3, "extra_body": {"ignore_eos": True}}
 
     def text(prompt: str) -> str:
         return small.client.completions.create(prompt=prompt, **ask).choices[0].text
 
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(text, prompts))
-    params = SamplingParams(max_tokens=200, temperature=1.0, seed=3, ignore_eos=True)
+    params = SamplingParams(max_tokens=110, temperature=1.0, seed=3, ignore_eos=True)
     assert texts == [demo.generate(prompt, params, "off").text for prompt in prompts]
     assert small.metric("num_preemptions_total") > 0
 
 
 def test_a_prompt_longer_than_the_server_takes_is_refused(small: Server) -> None:
-    with pytest.raises(BadRequestError, match="more than the 900 that this server takes") as caught:
-        small.client.completions.create(model="demo", prompt=[2] * 901)
+    with pytest.raises(BadRequestError, match="more than the 450 that this server takes") as caught:
+        small.client.completions.create(model="demo", prompt=[2] * 451)
     assert caught.value.code == "context_length_exceeded"
 
 
