@@ -140,7 +140,7 @@ def _usage(choice: Choice) -> Object:
     stats = choice.generation.stats
     return {
         "input_tokens": stats.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": stats.cached_tokens},
         "output_tokens": stats.tokens,
         "output_tokens_details": {"reasoning_tokens": choice.reasoning_tokens},
         "total_tokens": stats.prompt_tokens + stats.tokens,
