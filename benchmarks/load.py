@@ -219,7 +219,7 @@ def started(name: str, args: argparse.Namespace, model: str) -> Iterator[tuple[i
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(url, process, name)
-            limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
+            limits = httpx.Limits(max_keepalive_connections=0)  # one that is just being closed could be taken
             yield process.pid, httpx.AsyncClient(base_url=url, timeout=600, limits=limits)
         finally:
             process.terminate()
