@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from gemma_mtp.checkpoints.cache import MOST_BYTES, UNASKED_BYTES, cached_matrices
 from gemma_mtp.checkpoints.compact import open_drafter
@@ -39,6 +40,7 @@ class Settings:
     isa: str = "auto"
     device: str = "auto"
     cache: bool | None = None
+    kv: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ def _engine(
         drafter = assistant.config
         drafter.check_target(config)
     if settings.backend == "native":
-        from gemma_mtp.engine.engine import Engine
+        from gemma_mtp.engine.engine import Engine, KvDtype
 
+        kv = next((known for known in get_args(KvDtype) if known == settings.kv), None)
+        if kv != settings.kv:
+            raise SettingsError(f"There is no KV cache of type '{settings.kv}': use {', '.join(get_args(KvDtype))}.")
         if settings.device not in ("auto", "cpu"):
             raise SettingsError(f"The native backend runs on the CPU, not on '{settings.device}': use --backend torch.")
         dtype = _dtype(settings.dtype)
@@ -100,6 +105,7 @@ def _engine(
             dtype=dtype,
             isa=settings.isa,
             packed=_packed(target, dtype, threads, settings),
+            kv=kv,
         )
         if assistant and drafter:
             packed = _packed(assistant, drafter_dtype, threads, settings)
@@ -107,6 +113,8 @@ def _engine(
         return engine
     if settings.backend != "torch":
         raise SettingsError(f"There is no backend '{settings.backend}': use native or torch.")
+    if settings.kv is not None:
+        raise SettingsError("The torch backend keeps keys and values in its dtype: give a type of KV cache to native.")
     try:
         from gemma_mtp.engine.torch_engine import TorchEngine
     except ImportError:

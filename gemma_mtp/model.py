@@ -104,6 +104,7 @@ class Model:
         drafter_dtype: str | None = None,
         device: str = "auto",
         cache: bool | None = None,
+        kv: str | None = None,
     ) -> Model:
         """Loads a checkpoint.
 
@@ -120,9 +121,11 @@ class Model:
         or f16; as is, f32 on a CPU and bf16 elsewhere.
         cache: keep packed weights in the user's cache folder for the next start (docs/packed.md); None: as the variable
         GEMMA_MTP_CACHE says (on, auto or off), or if they take less than 2 GiB, which "auto" means.
+        kv: how the native backend keeps keys and values: "f16" (None means that), "q8_0" for half the memory and nearly
+        the same logits, or "f32" (as with a dtype of "f32"). A drafter reads the same ones.
         Raises CheckpointError, SettingsError, PairError.
         """
-        loaded = load(model, drafter, Settings(backend, threads, context, dtype, drafter_dtype, isa, device, cache))
+        loaded = load(model, drafter, Settings(backend, threads, context, dtype, drafter_dtype, isa, device, cache, kv))
         return cls(loaded.engine, loaded.tokenizer, loaded.template, loaded.name, loaded.drafter_name)
 
     @property

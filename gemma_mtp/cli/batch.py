@@ -33,6 +33,7 @@ def batch(
     threads: options.Threads = None,
     ctx: options.Context = None,
     dtype: options.Dtype = None,
+    kv: options.Kv = None,
 ) -> None:
     """Answer a file of requests as OpenAI's batches have them, and as `serve` would.
 
@@ -51,7 +52,7 @@ def batch(
     from gemma_mtp.server.schema import MAX_CHOICES
 
     name = model or options.DEMO
-    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype)
+    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, kv=kv)
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=parallel * MAX_CHOICES)
     answered = asyncio.run(_run(engine, alias or served_name(name), tasks, target, parallel))
     rest = "" if answered == len(tasks) else "; the others have errors"

@@ -28,6 +28,7 @@ def bench(
     backend: options.Backend = "native",
     device: options.Device = "auto",
     dtype: options.Dtype = None,
+    kv: options.Kv = None,
     drafter_dtype: options.DrafterDtype = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", min=1, help="Medians of N.")] = 3,
     mtp: Annotated[bool, typer.Option("--mtp", help="What drafting gains, on nine kinds of prompt.")] = False,
@@ -61,6 +62,7 @@ def bench(
         threads=threads,
         context=ctx,
         dtype=dtype,
+        kv=kv,
         drafter_dtype=drafter_dtype,
         device=device,
     )

@@ -48,6 +48,15 @@ DrafterDtype = Annotated[
     str | None,
     typer.Option("--drafter-dtype", metavar="TYPE", help="The same for the drafter.", show_default=False),
 ]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        "--kv",
+        metavar="f16|q8_0|f32",
+        help="How keys and values are kept; q8_0 takes half of f16 (the default).",
+        show_default=False,
+    ),
+]
 Cache = Annotated[
     bool | None,
     typer.Option(

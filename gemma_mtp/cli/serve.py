@@ -78,6 +78,7 @@ def serve(
     threads: options.Threads = None,
     ctx: options.Context = None,
     dtype: options.Dtype = None,
+    kv: options.Kv = None,
     cache: options.Cache = None,
 ) -> None:
     """Serve a model to OpenAI clients: chat and text completions, with multi-token prediction.
@@ -101,7 +102,7 @@ def serve(
     from gemma_mtp import AsyncEngine, Model
     from gemma_mtp.engine.memory import parse_size
 
-    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, cache=cache)
+    loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, kv=kv, cache=cache)
     engine = AsyncEngine(
         loaded,
         parallel=parallel,

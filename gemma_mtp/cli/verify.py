@@ -22,6 +22,7 @@ def verify(
     backend: options.Backend = "native",
     device: options.Device = "auto",
     dtype: options.Dtype = None,
+    kv: options.Kv = None,
     drafter_dtype: options.DrafterDtype = None,
     as_json: options.Json = False,
 ) -> None:
@@ -49,6 +50,7 @@ def verify(
             threads=threads,
             context=ctx,
             dtype=dtype,
+        kv=kv,
             drafter_dtype=drafter_dtype,
             device=device,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
 from gemma_mtp.models.heads import draft_heads
 from gemma_mtp.ops.native import NativeOps, NativeWeights
+
+KvDtype = Literal["f16", "q8_0", "f32"]
 
 MAX_DEPTH = 32  # tokens a round can draft
 _MAX_OUTPUTS = 64
@@ -50,6 +53,7 @@ class Engine:
     threads: of a pass; context: the most tokens a sequence may hold; isa: the instruction-set build, "auto" the best.
     split_head: read an output embedding of Q8_0 in two parts (docs/decisions/0004-split-head.md): the same tokens.
     packed: matrices that lie packed with that dtype already, in place of the tensors' (checkpoints/cache.py).
+    kv: how keys and values are kept; None: f32 if dtype is, otherwise f16.
     """
 
     max_depth = MAX_DEPTH
@@ -66,6 +70,7 @@ class Engine:
         isa: str = "auto",
         split_head: bool = True,
         packed: Mapping[str, TensorInfo] | None = None,
+        kv: KvDtype | None = None,
     ):
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
@@ -78,7 +83,9 @@ class Engine:
         with _refusing():
             decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
         layers = [(layer.kv_heads, layer.head_dim, layer.window or 0) for layer in config.layers]
-        self.cache = _native.KvCache("f32" if dtype == "f32" else "f16", layers, context, rollback=2 * MAX_DEPTH)
+        kv = kv or ("f32" if dtype == "f32" else "f16")
+        with _refusing():
+            self.cache = _native.KvCache(kv, layers, context, rollback=2 * MAX_DEPTH)
         self._runner = _native.Runner(self.plan, self.cache, decoded.logits, decoded.hidden, config.vocab)
         self.drafter: _native.Drafter | None = None
         self._exact = _native.SampleParams(logprobs=1)  # settings that read every logit, as a masked row does

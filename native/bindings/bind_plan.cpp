@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
 #include <tuple>
 
 #include "bindings.h"
@@ -108,10 +109,11 @@ void bind_plan(nb::module_& m) {
     nb::class_<KvCache>(m, "KvCache", "Keys and values of many sequences, in pages.")
         .def("__init__", [](KvCache* self, const std::string& type, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& layers,
                             int64_t context, int64_t rollback, int64_t memory_limit) {
-                if (type != "f16" && type != "f32") throw InputError("a KV cache is of type f16 or f32");
+                const std::map<std::string, KvType> types{{"f16", KvType::F16}, {"f32", KvType::F32}, {"q8_0", KvType::Q8_0}};
+                if (!types.contains(type)) throw InputError("a KV cache is of type f16, f32 or q8_0");
                 std::vector<KvLayer> shapes;
                 for (auto [kv_heads, head_dim, window] : layers) shapes.push_back({kv_heads, head_dim, window});
-                new (self) KvCache(type == "f16" ? KvType::F16 : KvType::F32, std::move(shapes), context, rollback, memory_limit);
+                new (self) KvCache(types.at(type), std::move(shapes), context, rollback, memory_limit);
             }, "type"_a, "layers"_a, "context"_a, "rollback"_a = 64, "memory_limit"_a = 0,
             "layers: (kv_heads, head_dim, window or 0) of each layer that keeps a cache.")
         .def("create", &KvCache::create).def("release", &KvCache::release, "sequence"_a)

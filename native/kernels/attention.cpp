@@ -9,6 +9,7 @@ namespace {
 
 inline f32x16 load_as(const float* p) { return load(p); }
 inline f32x16 load_as(const uint16_t* p) { return load_f16(p); }
+inline f32x16 load_as(const int8_t* p) { return to_float(load_bytes(p)); }
 inline void store_as(float* p, f32x16 v) { store(p, v); }
 inline void store_as(uint16_t* p, f32x16 v) {  // half precision ends at 65504: saturate rather than become infinite
     store_f16(p, min(max(v, set1(-65504.0f)), set1(65504.0f)));
@@ -27,8 +28,56 @@ template <class T> void put_value(const float* value, int64_t dim, int position,
     for (int64_t d = 0; d < dim; d += 16) store_as(page + position * dim + d, load(value + d));
 }
 
-// Scores of Q queries at 16 positions: scores[query * kChunkPositions + position].
-template <int Q, class T> void score_block(const float* q, int64_t dim, const T* keys, float* scores) {
+// Q8_0: codes at p, p + stride, ..., the scale returned as fp16.
+inline uint16_t put_block(const float* x, int8_t* p, int64_t stride) {
+    const float peak = max_lane(max(abs(load(x)), abs(load(x + 16))));
+    uint16_t halves[16];
+    float lanes[16];
+    store_as(halves, set1(peak / 127.0f));
+    store(lanes, load_f16(halves));  // what the scale is once stored
+    const f32x16 inverse = set1(lanes[0] > 0 ? 1.0f / lanes[0] : 0.0f);
+    int8_t codes[kKvBlock];
+    for (int i = 0; i < kKvBlock; i += 16)
+        store_bytes(codes + i, to_int(min(max(load(x + i) * inverse, set1(-127.0f)), set1(127.0f))));
+    for (int i = 0; i < kKvBlock; i++) p[i * stride] = codes[i];
+    return halves[0];
+}
+
+inline const uint16_t* scales_of(const int8_t* page, int64_t dim) { return (const uint16_t*)(page + dim * kPagePositions); }
+
+void put_key(const float* key, int64_t dim, int position, int8_t* page) {
+    int8_t* column = page + (position / 16) * dim * 16 + position % 16;
+    uint16_t* scales = (uint16_t*)scales_of(page, dim) + position;
+    for (int64_t d = 0; d < dim; d += kKvBlock) scales[d / kKvBlock * kPagePositions] = put_block(key + d, column + d * 16, 16);
+}
+
+void put_value(const float* value, int64_t dim, int position, int8_t* page) {
+    uint16_t* scales = (uint16_t*)scales_of(page, dim) + position;
+    for (int64_t d = 0; d < dim; d += kKvBlock)
+        scales[d / kKvBlock * kPagePositions] = put_block(value + d, page + position * dim + d, 1);
+}
+
+// Scores of Q queries at block `block` of a page, 16 positions: scores[query * kChunkPositions + position].
+template <int Q> void score_block(const float* q, int64_t dim, const int8_t* page, int block, float* scores) {
+    const int8_t* keys = page + block * dim * 16;
+    const uint16_t* scale = scales_of(page, dim) + block * 16;
+    f32x16 acc[Q];
+    for (int i = 0; i < Q; i++) acc[i] = zero();
+    for (int64_t d = 0; d < dim; d += kKvBlock, scale += kPagePositions) {
+        f32x16 part[Q];
+        for (int i = 0; i < Q; i++) part[i] = zero();
+        for (int64_t e = d; e < d + kKvBlock; e++) {
+            f32x16 k = load_as(keys + e * 16);
+            for (int i = 0; i < Q; i++) part[i] = fma(set1(q[e * Q + i]), k, part[i]);
+        }
+        f32x16 s = load_f16(scale);
+        for (int i = 0; i < Q; i++) acc[i] = fma(part[i], s, acc[i]);
+    }
+    for (int i = 0; i < Q; i++) store(scores + i * kChunkPositions, acc[i]);
+}
+
+template <int Q, class T> void score_block(const float* q, int64_t dim, const T* page, int block, float* scores) {
+    const T* keys = page + block * dim * 16;
     f32x16 acc[Q];
     for (int i = 0; i < Q; i++) acc[i] = zero();
     for (int64_t d = 0; d < dim; d++) {
@@ -54,9 +103,10 @@ inline Partial exponentials(float* scores, int block0, int block1, int first, in
     return {peak, sum(total)};
 }
 
-// Adds the values of positions [begin, end) of one page, weighted, to 16 * V elements of Q outputs.
+// Adds the values of positions [begin, end) of one page, weighted, to 16 * V elements of Q outputs. A query's weights lie
+// `stride` apart from the next one's.
 template <int Q, int V, class T>
-void weigh_values(const float* weights, const T* values, int64_t dim, int begin, int end, float* out) {
+void weigh_values(const float* weights, int stride, const T* values, int64_t dim, int begin, int end, float* out) {
     f32x16 acc[Q][V];
     for (int i = 0; i < Q; i++)
         for (int j = 0; j < V; j++) acc[i][j] = load(out + i * dim + j * 16);
@@ -64,12 +114,32 @@ void weigh_values(const float* weights, const T* values, int64_t dim, int begin,
         f32x16 v[V];
         for (int j = 0; j < V; j++) v[j] = load_as(values + p * dim + j * 16);
         for (int i = 0; i < Q; i++) {
-            f32x16 w = set1(weights[i * kChunkPositions + p]);
+            f32x16 w = set1(weights[i * stride + p]);
             for (int j = 0; j < V; j++) acc[i][j] = fma(w, v[j], acc[i][j]);
         }
     }
     for (int i = 0; i < Q; i++)
         for (int j = 0; j < V; j++) store(out + i * dim + j * 16, acc[i][j]);
+}
+
+// The same for all elements of the outputs.
+template <int Q, class T> void weigh_page(const float* weights, const T* page, int64_t dim, int begin, int end, float* out) {
+    constexpr int V = Q <= 4 ? 2 : 1;
+    for (int64_t d = 0; d < dim; d += 16 * V) weigh_values<Q, V>(weights, kChunkPositions, page + d, dim, begin, end, out + d);
+}
+
+template <int Q> void weigh_page(const float* weights, const int8_t* page, int64_t dim, int begin, int end, float* out) {
+    constexpr int V = Q <= 4 ? 2 : 1;
+    const uint16_t* scales = scales_of(page, dim);
+    float scaled[Q * kPagePositions];
+    for (int64_t d = 0; d < dim; d += kKvBlock, scales += kPagePositions) {
+        for (int p = begin / 16 * 16; p < end; p += 16) {
+            f32x16 s = load_f16(scales + p);
+            for (int i = 0; i < Q; i++) store(scaled + i * kPagePositions + p, load(weights + i * kChunkPositions + p) * s);
+        }
+        for (int64_t e = d; e < d + kKvBlock; e += 16 * V)
+            weigh_values<Q, V>(scaled, kPagePositions, page + e, dim, begin, end, out + e);
+    }
 }
 
 template <int Q, class T>
@@ -78,7 +148,7 @@ void attend(const float* q, int64_t dim, const void* const* key_pages, const voi
     const int block0 = begin / 16, block1 = (end + 15) / 16;
     constexpr int kPageBlocks = kPagePositions / 16;
     for (int b = block0; b < block1; b++)
-        score_block<Q>(q, dim, (const T*)key_pages[b / kPageBlocks] + (b % kPageBlocks) * dim * 16, weights + b * 16);
+        score_block<Q>(q, dim, (const T*)key_pages[b / kPageBlocks], b % kPageBlocks, weights + b * 16);
     for (int i = 0; i < Q; i++)
         partial[i] = exponentials(weights + i * kChunkPositions, block0, block1, first[i], last[i]);
 
@@ -86,10 +156,7 @@ void attend(const float* q, int64_t dim, const void* const* key_pages, const voi
     for (int page = begin / kPagePositions; page * kPagePositions < end; page++) {
         int from = begin - page * kPagePositions, to = end - page * kPagePositions;
         from = from < 0 ? 0 : from, to = to > kPagePositions ? kPagePositions : to;
-        const float* w = weights + page * kPagePositions;
-        const T* values = (const T*)value_pages[page];
-        constexpr int V = Q <= 4 ? 2 : 1;
-        for (int64_t d = 0; d < dim; d += 16 * V) weigh_values<Q, V>(w, values + d, dim, from, to, out + d);
+        weigh_page<Q>(weights + page * kPagePositions, (const T*)value_pages[page], dim, from, to, out);
     }
 }
 
@@ -97,6 +164,7 @@ template <int Q>
 void attend_typed(KvType type, const float* q, int64_t dim, const void* const* keys, const void* const* values, int begin,
                   int end, const int* first, const int* last, float* weights, Partial* partial, float* out) {
     if (type == KvType::F16) attend<Q, uint16_t>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
+    else if (type == KvType::Q8_0) attend<Q, int8_t>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
     else attend<Q, float>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
 }
 
@@ -104,11 +172,13 @@ void attend_typed(KvType type, const float* q, int64_t dim, const void* const* k
 
 void store_key(KvType type, const float* key, int64_t dim, int position, void* page) {
     if (type == KvType::F16) put_key(key, dim, position, (uint16_t*)page);
+    else if (type == KvType::Q8_0) put_key(key, dim, position, (int8_t*)page);
     else put_key(key, dim, position, (float*)page);
 }
 
 void store_value(KvType type, const float* value, int64_t dim, int position, void* page) {
     if (type == KvType::F16) put_value(value, dim, position, (uint16_t*)page);
+    else if (type == KvType::Q8_0) put_value(value, dim, position, (int8_t*)page);
     else put_value(value, dim, position, (float*)page);
 }
 

@@ -12,11 +12,20 @@
 namespace gmtp {
 namespace {
 
-size_t element_bytes(KvType type) { return type == KvType::F16 ? 2 : 4; }
+// Bytes that the keys or the values of one head take in a page.
+size_t head_bytes(KvType type, int64_t dim) {
+    const auto elements = static_cast<size_t>(dim * kPagePositions);
+    if (type == KvType::Q8_0) return elements + elements / kKvBlock * sizeof(uint16_t);
+    return elements * (type == KvType::F16 ? sizeof(uint16_t) : sizeof(float));
+}
 
-float element(KvType type, const void* elements, int64_t i) {
-    if (type == KvType::F32) return static_cast<const float*>(elements)[i];
-    return half_to_float(static_cast<const uint16_t*>(elements)[i]);
+// Element d of a position in a page [dim x kPagePositions] that has it at `i`.
+float element(KvType type, const void* page, int64_t dim, int64_t i, int64_t d, int64_t position) {
+    if (type == KvType::F32) return static_cast<const float*>(page)[i];
+    if (type == KvType::F16) return half_to_float(static_cast<const uint16_t*>(page)[i]);
+    const auto* codes = static_cast<const int8_t*>(page);
+    const auto* scales = reinterpret_cast<const uint16_t*>(codes + dim * kPagePositions);
+    return half_to_float(scales[d / kKvBlock * kPagePositions + position]) * static_cast<float>(codes[i]);
 }
 
 }  // namespace
@@ -26,11 +35,13 @@ KvCache::KvCache(KvType type, std::vector<KvLayer> layers, int64_t context, int6
     for (const KvLayer& layer : layers_) {
         if (layer.kv_heads < 1 || layer.head_dim < 16 || layer.head_dim % 16 || layer.window < 0)
             throw InputError("a cached layer needs at least one KV head and a head size that is a multiple of 16");
+        if (type_ == KvType::Q8_0 && layer.head_dim % kKvBlock)
+            throw InputError("a KV cache of type q8_0 needs a head size that is a multiple of 32");
         auto found = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.window == layer.window; });
         if (found == groups_.end()) found = groups_.insert(groups_.end(), Group{.window = layer.window, .free = {}, .named = {}});
         group_of_.push_back(static_cast<int>(found - groups_.begin()));
         offset_.push_back(found->page_bytes);
-        found->page_bytes += 2 * static_cast<size_t>(layer.kv_heads * layer.head_dim * kPagePositions) * element_bytes(type_);
+        found->page_bytes += 2 * static_cast<size_t>(layer.kv_heads) * head_bytes(type_, layer.head_dim);
     }
 }
 
@@ -263,13 +274,13 @@ char* KvCache::place(int sequence, int layer, int64_t position) const {
 
 void* KvCache::keys(int sequence, int layer, int64_t kv_head, int64_t position) const {
     char* p = place(sequence, layer, position);
-    return p ? p + static_cast<size_t>(kv_head * layers_[layer].head_dim * kPagePositions) * element_bytes(type_) : nullptr;
+    return p ? p + static_cast<size_t>(kv_head) * head_bytes(type_, layers_[layer].head_dim) : nullptr;
 }
 
 void* KvCache::values(int sequence, int layer, int64_t kv_head, int64_t position) const {
     const KvLayer& l = layers_[layer];
     char* p = place(sequence, layer, position);
-    return p ? p + static_cast<size_t>((l.kv_heads + kv_head) * l.head_dim * kPagePositions) * element_bytes(type_) : nullptr;
+    return p ? p + static_cast<size_t>(l.kv_heads + kv_head) * head_bytes(type_, l.head_dim) : nullptr;
 }
 
 void KvCache::read(int sequence, int layer, int64_t begin, int64_t end, float* keys_out, float* values_out) const {
@@ -282,8 +293,8 @@ void KvCache::read(int sequence, int layer, int64_t begin, int64_t end, float* k
             const void *key = keys(sequence, layer, h, p), *value = values(sequence, layer, h, p);
             const int64_t place = p % kPagePositions;
             for (int64_t d = 0; d < dim; d++) {  // keys lie 16 positions to an element, see put_key
-                *keys_out++ = element(type_, key, (place / 16 * dim + d) * 16 + place % 16);
-                *values_out++ = element(type_, value, place * dim + d);
+                *keys_out++ = element(type_, key, dim, (place / 16 * dim + d) * 16 + place % 16, d, place);
+                *values_out++ = element(type_, value, dim, place * dim + d, d, place);
             }
         }
 }

@@ -4,8 +4,10 @@
 
 namespace gmtp {
 
-// Storage type of cached keys and values.
-enum class KvType : uint8_t { F16, F32 };
+// Storage type of cached keys and values. Q8_0: int8 codes, and an fp16 scale for each 32 elements of a head.
+enum class KvType : uint8_t { F16, F32, Q8_0 };
+
+constexpr int kKvBlock = 32;  // elements of a head that share a scale in Q8_0
 
 constexpr int kPagePositions = 64;    // positions in a page of the cache
 constexpr int kChunkPositions = 256;  // attention is computed in chunks of this many positions, from position 0 on
@@ -45,6 +47,8 @@ struct LayerKernels {
     // element (position, d) at ((position / 16) * dim + d) * 16 + position % 16. dim is a multiple of 16.
     void (*store_key)(KvType type, const float* key, int64_t dim, int position, void* page);
     // Writes one position's value: element (position, d) at position * dim + d.
+    // In Q8_0 the codes lie like that, and after a page's codes its scales: that of (position, d) at
+    // d / kKvBlock * kPagePositions + position. dim is a multiple of kKvBlock then.
     void (*store_value)(KvType type, const float* value, int64_t dim, int position, void* page);
 
     // Attention of `queries` queries over one chunk of a sequence's keys and values.

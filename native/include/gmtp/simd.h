@@ -62,6 +62,7 @@ inline f32x16 as_float(i32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
 inline i32x16 as_int(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
 // Each lane of a (within -128..127) as a byte.
 inline void store_bytes(int8_t* p, i32x16 a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a.v)); }
+inline i32x16 load_bytes(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 
 #elif defined(GMTP_ISA_avx2)
 
@@ -127,6 +128,10 @@ inline f32x16 to_float(i32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvte
 inline i32x16 to_int(f32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 inline f32x16 as_float(i32x16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 inline i32x16 as_int(f32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+inline i32x16 load_bytes(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
 inline void store_bytes(int8_t* p, i32x16 a) {
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
     _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
@@ -207,6 +212,7 @@ inline i32x16 to_int(f32x16 a) { i32x16 r; GMTP_LANES r.v[i] = (int32_t)__builti
 inline f32x16 as_float(i32x16 a) { f32x16 r; memcpy(r.v, a.v, 64); return r; }
 inline i32x16 as_int(f32x16 a) { i32x16 r; memcpy(r.v, a.v, 64); return r; }
 inline void store_bytes(int8_t* p, i32x16 a) { GMTP_LANES p[i] = (int8_t)a.v[i]; }
+inline i32x16 load_bytes(const int8_t* p) { i32x16 r; GMTP_LANES r.v[i] = p[i]; return r; }
 #undef GMTP_LANES
 
 #endif
