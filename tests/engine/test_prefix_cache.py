@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gemma_mtp import AsyncEngine, Generation, Model, SamplingParams, SettingsError, _native
 from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.engine import scheduler as scheduling
 from gemma_mtp.engine.engine import Engine, SequenceState
 from gemma_mtp.engine.memory import parse_size
 from gemma_mtp.engine.prefixes import PAGE, page_names
@@ -159,7 +160,8 @@ def test_follow_ups_and_shared_prompts_are_not_run_again(demo: Model, tokens: li
     assert demo.engine.memory == (0, demo.engine.memory.allocated, 0)
 
 
-def test_preempted_requests_give_the_same_text() -> None:
+def test_preempted_requests_give_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "SOON", 0)  # nobody waits for the room that will be wanted
     model = Model.load("demo", threads=2, context=1024)
     prompts = [text * 3 for text in NINE_KINDS.values()][:6]
     params = SamplingParams(max_tokens=120, temperature=1.0, top_k=64, seed=9, ignore_eos=True)
@@ -177,8 +179,11 @@ def test_preempted_requests_give_the_same_text() -> None:
 
 @pytest.mark.parametrize("kind", ["E2B", "E4B"])
 @pytest.mark.parametrize("room", [1, 4])
-def test_gemma_4_with_shared_layers_and_a_drafter(tmp_path: Path, kind: str, room: int) -> None:
+def test_gemma_4_with_shared_layers_and_a_drafter(
+    tmp_path: Path, kind: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """room: the memory, in whole contexts. With one, requests are preempted."""
+    monkeypatch.setattr(scheduling, "SOON", 0)
     write_folder(tmp_path / "target", TARGETS[kind])
     write_folder(tmp_path / "drafter", drafter_for(TARGETS[kind], centroids=True))
     target, drafter = open_checkpoint(tmp_path / "target"), open_checkpoint(tmp_path / "drafter")
