@@ -71,6 +71,7 @@ def _moments(source: str, paths: list[Path]) -> "Moments":
     """What the model's matrices are multiplied with in the texts at `paths`."""
     try:
         from gemma_mtp.training.calibrate import calibrate
+        from gemma_mtp.training.data import read_texts
     except ModuleNotFoundError as missing:
         if missing.name != "torch":
             raise
@@ -79,6 +80,7 @@ def _moments(source: str, paths: list[Path]) -> "Moments":
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("reading the text"), BarColumn(), TimeRemainingColumn()
+    texts = read_texts(paths)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=1.0)
-        return calibrate(source, paths, lambda share: progress.update(task, completed=share))
+        return calibrate(source, texts, lambda share: progress.update(task, completed=share))

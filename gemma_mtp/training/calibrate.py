@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from gemma_mtp.errors import CheckpointError
 from gemma_mtp.loading import tokenizer_of
 from gemma_mtp.models.decoder import decode
 from gemma_mtp.ops.torch import Pass, PassCache, TorchOps, TorchWeights
-from gemma_mtp.training.data import read_texts, token_stream
+from gemma_mtp.training.data import Text, token_stream
 
 Moments = dict[str, list[NDArray[np.float32]]]
 """Of each matrix, for each span of its columns, the sum of x x^T over its inputs x: float32 [span, span]."""
@@ -29,8 +28,8 @@ Moments = dict[str, list[NDArray[np.float32]]]
 WINDOW, MOST_WINDOWS = 512, 64  # tokens that see each other; how many of the text, evenly spread over it, are run
 
 
-def calibrate(source: str, paths: Sequence[Path], done: Callable[[float], None] = lambda share: None) -> Moments:
-    """The moments of a target's matrices over the texts at `paths`, which may be files and folders.
+def calibrate(source: str, texts: Sequence[Text], done: Callable[[float], None] = lambda share: None) -> Moments:
+    """The moments of a target's matrices over texts.
 
     source: what `Model.load` takes. done(share of the work) is called on the way. Raises CheckpointError,
     SettingsError.
@@ -42,7 +41,7 @@ def calibrate(source: str, paths: Sequence[Path], done: Callable[[float], None] 
     if checkpoint.packed:
         raise CheckpointError(f"{checkpoint.path} is packed: calibrate the checkpoint it was made of.")
     encode = partial(tokenizer_of(checkpoint).encode, bos=False)
-    tokens = token_stream(read_texts(paths), encode, config.eos[0])
+    tokens = token_stream(texts, encode, config.eos[0])
     windows = windows_of(tokens, config.bos)
     return input_moments(config, checkpoint.weights, windows, lambda count: done(count / len(windows)))
 

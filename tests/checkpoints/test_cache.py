@@ -207,7 +207,7 @@ def test_processes_that_start_at_once_all_have_the_weights(source: Path, tmp_pat
 
 
 def test_it_is_used_when_asked_for(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemma_mtp.loading._tokenizer", lambda _: None)
+    monkeypatch.setattr("gemma_mtp.loading.tokenizer_of", lambda _: None)
     monkeypatch.setattr("gemma_mtp.loading._template", lambda *_: None)
     folder = tmp_path / "cache"
     monkeypatch.setattr(cache, "cache_folder", lambda: folder)

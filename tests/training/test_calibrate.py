@@ -10,6 +10,7 @@ from gemma_mtp.checkpoints.convert import convert
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.training.calibrate import WINDOW, calibrate, input_moments, windows_of
+from gemma_mtp.training.data import read_texts
 
 from ..checkpoints.tiny import TARGETS, write_folder
 from ..test_convert import config_of, folder_of, values
@@ -52,7 +53,7 @@ def test_a_calibrated_file_is_q4_0_and_nearer_to_its_source(tmp_path: Path) -> N
     folder_of(tmp_path / "hf", config_of("gemma3"))
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    moments = calibrate(str(tmp_path / "hf"), [text])
+    moments = calibrate(str(tmp_path / "hf"), read_texts([text]))
     convert(tmp_path / "hf", tmp_path / "plain.gguf", "q4_0")
     convert(tmp_path / "hf", tmp_path / "calibrated.gguf", "q4_0", moments=moments)
     plain, calibrated, source = (
