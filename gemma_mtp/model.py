@@ -75,6 +75,10 @@ class _AutoDepth:
             self._auto = AutoDepth([seconds_pass * (1 + self.ROW_COST * row) for row in range(self.WIDEST)])
         self._auto.update(confidence, drafted, accepted, seconds_draft, seconds_pass)
 
+    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
+        if self._auto:
+            self._auto.observe(confidence, asked, accepted)
+
 
 class Model:
     """A target with what drafts for it. Make one with `Model.load`."""

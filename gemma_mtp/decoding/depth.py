@@ -35,6 +35,9 @@ class DepthControl(Protocol):
         than were chosen.
         """
 
+    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
+        """Tells of a proposal that was not taken: of its first `asked` tokens, `accepted` would have been kept."""
+
 
 class FixedDepth:
     """Always the same depth, of the first source that has something to propose."""
@@ -50,6 +53,9 @@ class FixedDepth:
     def update(
         self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
     ) -> None:
+        pass
+
+    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
         pass
 
 
@@ -146,9 +152,9 @@ class AutoDepth:
     means no draft (the "utility" of Cascade, Saxena et al. 2025, arXiv 2506.20675). Proposals of different confidence
     share the rate and have acceptances of their own.
 
-    What is not chosen is not observed, so now and then a round does something else: drafts one token while drafting
-    does not pay, or decodes plainly while it does. What that may lose is kept under PROBE_SHARE of all time plus a
-    fixed allowance of half a plain pass.
+    What is not chosen is not observed, but for the proposals that cost nothing (DraftSource.free). So now and then a
+    round does something else: drafts one token while drafting does not pay, or decodes plainly while it does. What that
+    may lose is kept under PROBE_SHARE of all time plus a fixed allowance of half a plain pass.
 
     costs: seconds of a pass of T = 1, 2, ... rows; drafts are at most len(costs) - 1 tokens long.
     draft_seconds: of one token drafted by a source of which nothing is known yet.
@@ -229,6 +235,9 @@ class AutoDepth:
         self._tokens = self.RATE_DECAY * self._tokens + 1 + accepted
         self._seconds = self.RATE_DECAY * self._seconds + seconds
         self._total_seconds += seconds
+
+    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
+        self._of(confidence).observe(min(asked, self._depths), min(accepted, self._depths))
 
     def _of(self, confidence: Confidence) -> Acceptance:
         if confidence not in self._acceptance:

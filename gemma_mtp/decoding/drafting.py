@@ -20,7 +20,13 @@ class Confidence(NamedTuple):
 
 
 class DraftSource(Protocol):
-    """Proposes what may follow a text. It is told the text as it is decided, so rejected tokens never reach it."""
+    """Proposes what may follow a text. It is told the text as it is decided, so rejected tokens never reach it.
+
+    free: whether a proposal costs next to nothing, so that it may be asked for only to see whether it would have been
+    right.
+    """
+
+    free: bool
 
     @property
     def confidence(self) -> Confidence | None:
@@ -60,6 +66,8 @@ _DRAFTER = Confidence("drafter")
 class TrainedDrafter(Generic[S]):
     """Proposes what a drafter checkpoint says, from what the target's last pass left behind."""
 
+    free = False
+
     def __init__(self, engine: Drafting[S], sequence: S, params: SamplingParams):
         self._engine, self._sequence, self._params = engine, sequence, params
         self._token, self._row = -1, 0
@@ -81,6 +89,7 @@ class PromptLookup:
     Costs a microsecond or two a token whatever the length of the text; the memory is about 150 bytes a token.
     """
 
+    free = True
     LED_IN = 8  # tokens of the prompt's end that a prediction is put after, so that it is proposed from the start
 
     def __init__(self, min_match: int = 2, prediction: Sequence[int] = ()):

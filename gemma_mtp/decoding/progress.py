@@ -19,6 +19,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Origin = Literal["target", "draft"]
 
 PROMPT_CHUNK = 512  # tokens a pass of the prompt; between passes a generation can be cancelled
+BESIDE = 4  # tokens that a free proposal is asked for where another is taken
 SCORED_CHUNK = 64  # the same where each of them gives log probabilities
 FORCED = 15  # tokens that a round takes from a constraint: the fewest drafts that an engine takes in one
 
@@ -135,6 +136,7 @@ class Progress:
         self._pieces: list[Piece] = []  # made but not yet handed out
         self._wanted: Wanted | None = None
         self._confidence: Confidence | None = None  # of the proposal in the coming pass
+        self._beside: list[tuple[Confidence, list[int]]] = []  # proposals that are not in it
         self._forced = False  # whether its drafts are what the constraint forces
         self._started: float | None = None  # when the prompt, and then the round, began
         self._drafted = 0.0  # when the round's drafts were there
@@ -250,7 +252,7 @@ class Progress:
         self._started = self._clock()
         drafts: list[int] = []
         allowed = None
-        self._confidence, self._forced = None, False
+        self._confidence, self._beside, self._forced = None, [], False
         # The last token wanted needs no draft after it, and the pass must fit the context.
         room = min(self._params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
         if self._constraint and self._depth is not None and room > 0:
@@ -261,6 +263,8 @@ class Progress:
             choice = self._depth.choose([offer for _, offer in offers], room)
             source, self._confidence = offers[choice.taken]
             drafts = source.propose(choice.depth, choice.floor) if choice.depth else []
+            others = [(one, offer) for one, offer in offers if one.free and not (one is source and choice.depth)]
+            self._beside = [(offer, one.propose(BESIDE, 0.0)) for one, offer in others]
         if self._constraint:
             drafts, allowed = self._constraint.allow(drafts)
         self._drafted = self._clock()
@@ -274,6 +278,9 @@ class Progress:
         if self._depth is not None and not self._forced:  # what is certain says nothing of the sources
             seconds_draft, seconds_pass = self._drafted - self._started, verified - self._drafted
             self._depth.update(self._confidence, len(drafts), accepted, seconds_draft, seconds_pass)
+            for offer, proposal in self._beside:
+                asked = min(len(proposal), kept)
+                self._depth.observe(offer, asked, accept(proposal[:asked], rows.tokens))
         self.stats.count_round(len(drafts), min(accepted, kept), self._clock() - self._started)
 
     def _keep(self, rows: Rows, accepted: int) -> int:

@@ -121,6 +121,9 @@ class SequenceDepth:
         self._shared.draft_seconds[source] = known + 0.1 * (per_token - known)
         self._of(confidence).observe(asked, min(accepted, DEPTHS))
 
+    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
+        self._of(confidence).observe(min(asked, DEPTHS), min(accepted, DEPTHS))
+
     def _best(self, offer: Confidence, limit: int) -> tuple[float, int]:
         """The most that drafting can gain over not drafting, in tokens, and the depth that does."""
         price, acceptance = self._shared.price(offer.source), self._of(offer)

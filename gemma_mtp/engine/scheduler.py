@@ -24,7 +24,7 @@ from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine, Part
 from gemma_mtp.errors import LateError, SettingsError
 
-PROMPT_BESIDE = 48  # prompt tokens of a pass in which others decode: they wait for it
+PROMPT_BESIDE = 128  # prompt tokens of a pass in which others decode: they wait for it
 SOON = 64  # tokens that each sequence should have memory for when one starts, or it would soon be preempted
 
 

@@ -103,6 +103,8 @@ class FakeText:
 class OracleDrafts:
     """Knows the text to come, and proposes it rightly with a given probability a token."""
 
+    free = False
+
     def __init__(self, prompt: Sequence[int], output: Sequence[int], right: float, seed: int = 0):
         self._text = [*prompt, *output]
         self._right = right

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_mtp.decoding import AutoDepth, Decoding, FixedDepth, PromptLookup, SamplingParams, accept
+from gemma_mtp.decoding import AutoDepth, Confidence, Decoding, FixedDepth, PromptLookup, SamplingParams, accept
 from gemma_mtp.errors import PromptError
 
 from .fake_target import VOCAB, FakeTarget, FakeText, OracleDrafts
@@ -67,6 +67,44 @@ def test_repetitive_text_is_looked_up_and_accepted():
     assert outcome(drafted, drafted_text) == outcome(plain, text)
     assert drafted.stats.accepted > 200
     assert drafted.stats.rounds < 80
+
+
+class Free(OracleDrafts):
+    """What costs nothing to ask."""
+
+    free = True
+    confidence = Confidence("free")
+
+
+class FirstSource(FixedDepth):
+    """Takes the first source, every third round nothing, and notes what it is told of the others."""
+
+    def __init__(self, depth):
+        super().__init__(depth)
+        self.rounds, self.told = 0, []
+
+    def choose(self, offers, limit):
+        self.rounds += 1
+        return super().choose(offers, limit if self.rounds % 3 else 0)
+
+    def observe(self, confidence, asked, accepted):
+        self.told.append((confidence.source, asked, accepted))
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_free_proposals_that_are_not_taken_are_judged_by_what_came(right):
+    params = SamplingParams(max_tokens=60)
+    plain, *_ = run(params)
+    control = FirstSource(3)
+    first, other = OracleDrafts(PROMPT, plain.tokens, 0.7), Free(PROMPT, plain.tokens, right)
+    decoding = Decoding(
+        FakeTarget(), [], PROMPT, params, text=FakeText(), context=10_000, sources=[first, other], depth=control
+    )
+    list(decoding)
+    assert decoding.tokens == plain.tokens
+    assert len(control.told) == control.rounds
+    assert all(asked >= 1 and accepted == right * asked for _, asked, accepted in control.told)
+    assert max(asked for _, asked, _ in control.told) > 1
 
 
 @given(

@@ -48,7 +48,7 @@ class OftenRight:
     """Proposes what is to come, with a wrong token now and then; asks the engine too, so that its drafter runs."""
 
     def __init__(self, drafter: TrainedDrafter, text: Sequence[int]):
-        self._drafter, self._text = drafter, text
+        self._drafter, self._text, self.free = drafter, text, False
         self._rng = np.random.default_rng(0)
         self._at = -len(PROMPT)
 
@@ -74,6 +74,7 @@ class Outcomes(Counter):
         outcomes = self
 
         class Watched:
+            free = False
             drafted = 0
             at = start
 
