@@ -19,8 +19,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Origin = Literal["target", "draft"]
 
 PROMPT_CHUNK = 512  # tokens a pass of the prompt; between passes a generation can be cancelled
-BESIDE = 4  # tokens that a free proposal is asked for where another is taken
 SCORED_CHUNK = 64  # the same where each of them gives log probabilities
+BESIDE = 4  # tokens that a free proposal is asked for where another is taken
 FORCED = 15  # tokens that a round takes from a constraint: the fewest drafts that an engine takes in one
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from gemma_mtp.generation import Generation, Piece
 from gemma_mtp.server.choices import Choice
 from gemma_mtp.server.errors import ApiError
+from gemma_mtp.server.openai import named_event
 
 Object = dict[str, Any]
 
@@ -41,7 +42,7 @@ class AnthropicWriter:
         (choice,) = choices
         answer = choice.generation
         ending = {"stop_reason": None, "stop_sequence": None, "usage": _usage(answer, 0)}
-        yield _event("message_start", message=self._message([]) | ending)
+        yield named_event("message_start", message=self._message([]) | ending)
 
     def piece(self, choice: Choice, piece: Piece) -> Iterator[str]:
         for block in _blocks(piece):
@@ -59,25 +60,25 @@ class AnthropicWriter:
     def ended(self, choice: Choice, choices: Sequence[Choice], last: bool) -> Iterator[str]:
         yield from self._end()
         usage = _usage(choice.generation, choice.generation.stats.tokens)
-        yield _event("message_delta", delta=self._ending(choice.generation), usage=usage)
+        yield named_event("message_delta", delta=self._ending(choice.generation), usage=usage)
 
     def closing(self, choices: Sequence[Choice]) -> Iterator[str]:
-        yield _event("message_stop")
+        yield named_event("message_stop")
 
     def failure(self, error: ApiError) -> str:
-        return _event(**error.anthropic())
+        return named_event(**error.anthropic())
 
     def _begin(self, block: Object) -> Iterator[str]:
         yield from self._end()
-        yield _event("content_block_start", index=self._blocks, content_block=block)
+        yield named_event("content_block_start", index=self._blocks, content_block=block)
         self._blocks, self._kind = self._blocks + 1, block["type"]
 
     def _delta(self, kind: str, **of_delta: str) -> str:
-        return _event("content_block_delta", index=self._blocks - 1, delta={"type": kind, **of_delta})
+        return named_event("content_block_delta", index=self._blocks - 1, delta={"type": kind, **of_delta})
 
     def _end(self) -> Iterator[str]:
         if self._kind is not None:
-            yield _event("content_block_stop", index=self._blocks - 1)
+            yield named_event("content_block_stop", index=self._blocks - 1)
         self._kind = None
 
     def _message(self, blocks: list[Object]) -> Object:
@@ -110,7 +111,3 @@ def _usage(answer: Generation, output: int) -> Object:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": answer.stats.cached_tokens,
     }
-
-
-def _event(type: str, **content: Any) -> str:
-    return f"event: {type}\ndata: {json.dumps({'type': type, **content}, ensure_ascii=False)}\n\n"

@@ -309,6 +309,11 @@ def event(content: Object) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
+def named_event(type: str, **content: Any) -> str:
+    """The same in the forms whose events have names too: Anthropic's, and OpenAI's Responses."""
+    return f"event: {type}\n{event({'type': type, **content})}"
+
+
 def _ratio(a: float, b: float) -> float:
     return a / b if b else 0.0
 

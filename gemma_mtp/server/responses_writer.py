@@ -8,7 +8,7 @@ from typing import Any
 from gemma_mtp.generation import Piece
 from gemma_mtp.server.choices import Choice
 from gemma_mtp.server.errors import ApiError
-from gemma_mtp.server.openai import now, timings
+from gemma_mtp.server.openai import named_event, now, timings
 from gemma_mtp.text.chat_parser import ToolCall
 
 Object = dict[str, Any]
@@ -126,9 +126,8 @@ class ResponsesWriter:
         return self._event(type, **at, **content)
 
     def _event(self, type: str, **content: Any) -> str:
-        data = {"type": type, "sequence_number": self._events, **content}
         self._events += 1
-        return f"event: {type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+        return named_event(type, sequence_number=self._events - 1, **content)
 
 
 def _more(kind: str) -> Object:

@@ -103,6 +103,7 @@ class Training:
             raise SettingsError(f"{self.init} is no drafter that can be trained further.")
         drafter.check_target(self.target)
         self.drafter = drafter
+        self.inherited = inherited_layers(drafter, self.target) if isinstance(drafter, DrafterConfig) else None
         if settings.length > self.target.context:
             most = self.target.context
             raise SettingsError(f"Texts of {settings.length} tokens are longer than the target's context of {most}.")
@@ -169,7 +170,7 @@ class Training:
             Budget(seconds=settings.minutes * 60),
             log,
             depth=settings.depth,
-            rate=settings.rate or (GENTLE_RATE if self._is_trained() else RATE),
+            rate=settings.rate or (GENTLE_RATE if self.init or self.inherited else RATE),
             accumulate=settings.accumulate,
             done=done,
             held_out=lessons.held_out,
@@ -267,18 +268,12 @@ class Training:
         if isinstance(self.drafter, HeadsConfig):
             return first_heads(self.drafter, self.target, of_target, self.settings.seed)
         weights = first_weights(self.drafter, self.target, of_target, self.settings.seed)
-        if layers := inherited_layers(self.drafter, self.target):
+        if self.inherited:
             weights["pre_projection"], explained = fit_first_matrix(
-                layers[0], self.target, of_target, lessons.texts(_FITTED_SHARDS)
+                self.inherited[0], self.target, of_target, lessons.texts(_FITTED_SHARDS)
             )
             log.write("the target's last layers, and a first matrix fitted to them", explained=explained)
         return weights
-
-    def _is_trained(self) -> bool:
-        """Whether the weights that a training starts from are another's."""
-        return bool(
-            self.init or (isinstance(self.drafter, DrafterConfig) and inherited_layers(self.drafter, self.target))
-        )
 
     def _write_tokenizer(self) -> None:
         """The target's tokenizer beside the drafter, where the target is a folder: llama.cpp wants it."""
