@@ -16,8 +16,8 @@ constexpr int kMaxTile = 6;
 constexpr int kMaxTile = 8;
 #endif
 
-// Weights are fetched into the second-level cache this many bytes ahead of their use: a group is read once, in order, and
-// the next group of the call follows it.
+// Weights are fetched into the second-level cache at least this many bytes ahead of their use: a group's planes are read
+// once, in order, and the scales and planes of the next group of the call follow them.
 constexpr int kPrefetchBytes = 4096;
 constexpr int kSecondLevel = 2;
 
@@ -147,7 +147,7 @@ template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, 
     const int64_t scales = (w.cols / W::block * W::scale_bytes + 63) / 64 * 64;
     for (int64_t g = group0; g < group1; g++) {
         const uint8_t* data = w.data + g * size;
-        Group group{data, data + scales, data + kPrefetchBytes};
+        Group group{data, data + scales, data + scales + kPrefetchBytes};
         if constexpr (W::is_low_part) group = {w.scales + g * (int64_t)group_bytes(WeightType::Q8_HIGH, w.cols), data, nullptr};
         matmul_group<W>(group, w.cols, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
                         out + row0 * out_stride + g * kGroupRows, out_stride);

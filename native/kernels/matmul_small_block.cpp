@@ -67,7 +67,7 @@ void matmul_both(const Matrix& high, const Matrix& low, int64_t group0, int64_t 
     const int64_t high_bytes = (int64_t)group_bytes(high.type, high.cols), low_bytes = (int64_t)group_bytes(low.type, low.cols);
     for (int64_t g = group0; g < group1; g++) {
         const uint8_t *of_high = high.data + g * high_bytes, *of_low = low.data + g * low_bytes;
-        const Group h{of_high, of_high + scales, of_high + kPrefetchBytes}, l{of_high, of_low, of_low + low_bytes};
+        const Group h{of_high, of_high + scales, of_high + scales + kPrefetchBytes}, l{of_high, of_low, of_low + low_bytes};
         for (int row = row0; row < row1; row += 4) {
             const QuantBlock* a = x.q + row * stride;
             float* to = out + row * out_stride + g * kGroupRows;

@@ -43,7 +43,7 @@ struct CentroidLogitsOp : Op {
 
     void run(const Run& r) const override {
         const int64_t per = choice->per, active = choice->active;
-        r.each_piece(r.rows(*out) * active, 1, [&](int64_t piece, int64_t) {
+        r.each_piece(r.rows(*out) * active, [&](int64_t piece) {
             const auto i = static_cast<int>(piece / active);
             const int64_t c = choice->chosen[piece], to = piece % active * per;
             r.matmul.matmul(weight->matrix, c * per / kGroupRows, (c + 1) * per / kGroupRows, x->data, i, i + 1,

@@ -55,7 +55,7 @@ struct ArrangeOp : Op {
     const char* name() const override { return "arrange"; }
 
     void run(const Run& r) const override {
-        r.each_piece(1, 1, [&](int64_t, int64_t) {
+        r.each_piece(1, [&](int64_t) {
             auto& first = routes->first;
             const int pairs = r.pass.rows * routes->active;
             std::fill(first.begin(), first.end(), 0);
@@ -81,7 +81,7 @@ struct GatherOp : Op {
     const char* name() const override { return "gather"; }
 
     void run(const Run& r) const override {
-        r.each_piece(r.rows(*out), 1, [&](int64_t slot, int64_t) {
+        r.each_piece(r.rows(*out), [&](int64_t slot) {
             std::memcpy(row(*out, slot), row(*x, routes->row_of[slot]), out->width * sizeof(float));
             r.wrote(*out, slot);
         });
@@ -91,7 +91,7 @@ struct GatherOp : Op {
 // Pieces of the chosen experts' weights: body(expert, first group, past the last) within an expert's `groups`.
 template <class F> void each_expert_piece(const Run& r, const Routes& routes, int64_t groups, int64_t step, F&& body) {
     const int64_t per_expert = (groups + step - 1) / step;
-    r.each_piece(static_cast<int64_t>(routes.chosen.size()) * per_expert, 1, [&](int64_t piece, int64_t) {
+    r.each_piece(static_cast<int64_t>(routes.chosen.size()) * per_expert, [&](int64_t piece) {
         const int64_t begin = piece % per_expert * step;
         body(routes.chosen[piece / per_expert], begin, std::min(begin + step, groups));
     });

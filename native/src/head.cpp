@@ -116,24 +116,31 @@ struct HighScoresOp : HeadOp {
         Scores& s = *scores;
         const int rows = r.rows(*x);
         if (!rows) return;
-        r.each_piece(s.head->high.groups(), s.step, [&](int64_t begin, int64_t end) {
-            const int64_t column = begin * kGroupRows, width = (end - begin) * kGroupRows;
-            for (int first = 0, last; first < rows; first = last) {  // runs of rows alike
-                const bool exact = s.exact(r, first);
-                for (last = first + 1; last < rows && s.exact(r, last) == exact;) last++;
-                if (exact) r.matmul.both(s.head->high, s.head->low, begin, end, x->data, first, last, out->data.x, out->data.stride);
-                else r.matmul.matmul(s.head->high, begin, end, x->data, first, last, out->data.x, out->data.stride);
-            }
-            for (int i = 0; i < rows; i++) {
-                if (s.exact(r, i)) continue;
-                const float *from = row(*out, i) + column, *error = s.head->error + column;
-                const int64_t place = (i * s.pieces + begin / s.step) * kGroupRows;
-                r.layer.bounds(from, error, s.norms[i], width, &s.lower[place], &s.upper[place]);
-                const Wanted& w = s.wanted(r, i);
-                float& best = s.noisy[r.thread][i];
-                if (w.temperature > 0) best = r.sampling.noisy_lower(from, error, s.norms[i], column, width, w.temperature, w.key, best);
-            }
+        const int64_t groups = s.head->high.groups();
+        r.each_stretch(groups, s.step, [&](int64_t begin, int64_t end) {
+            for (; begin < end; begin += s.step) score(r, rows, begin, std::min(begin + s.step, end));
         });
+    }
+
+    // The piece of groups [begin, end).
+    void score(const Run& r, int rows, int64_t begin, int64_t end) const {
+        Scores& s = *scores;
+        const int64_t column = begin * kGroupRows, width = (end - begin) * kGroupRows;
+        for (int first = 0, last; first < rows; first = last) {  // runs of rows alike
+            const bool exact = s.exact(r, first);
+            for (last = first + 1; last < rows && s.exact(r, last) == exact;) last++;
+            if (exact) r.matmul.both(s.head->high, s.head->low, begin, end, x->data, first, last, out->data.x, out->data.stride);
+            else r.matmul.matmul(s.head->high, begin, end, x->data, first, last, out->data.x, out->data.stride);
+        }
+        for (int i = 0; i < rows; i++) {
+            if (s.exact(r, i)) continue;
+            const float *from = row(*out, i) + column, *error = s.head->error + column;
+            const int64_t place = (i * s.pieces + begin / s.step) * kGroupRows;
+            r.layer.bounds(from, error, s.norms[i], width, &s.lower[place], &s.upper[place]);
+            const Wanted& w = s.wanted(r, i);
+            float& best = s.noisy[r.thread][i];
+            if (w.temperature > 0) best = r.sampling.noisy_lower(from, error, s.norms[i], column, width, w.temperature, w.key, best);
+        }
     }
 };
 
@@ -174,32 +181,38 @@ struct LowScoresOp : HeadOp {
     void run(const Run& r) const override {
         Scores& s = *scores;
         const int rows = r.rows(*x);
-        const int64_t most = kLowPieces * s.step;
-        auto& reaches = s.reaches[r.thread];
         bool any = false;
         for (int i = 0; i < rows; i++) any |= !s.exact(r, i);
-        r.each_piece(any ? s.head->low.groups() : 0, most, [&](int64_t begin, int64_t end) {
-            std::fill_n(reaches.begin(), rows * most, uint8_t{0});
-            for (int64_t g = begin; g < end; g += s.step)
-                for (int i = 0; i < rows; i++) find_reaching(r, i, g, std::min(g + s.step, end), &reaches[i * most + g - begin]);
-            auto reached = [&](int i, int64_t g) { return reaches[i * most + g - begin] != 0; };
-            auto each_wanted = [&](auto&& body) {
-                for (int64_t g = begin; g < end; g++)
-                    for (int i = 0; i < rows; i++)
-                        if (reached(i, g)) {
-                            body(g, i);
-                            break;
-                        }
-            };
-            each_wanted([&](int64_t g, int) { s.fetch_low(g), s.fetch_scales(g); });
-            each_wanted([&](int64_t g, int i) {
-                for (; i < rows; i++) {
-                    if (!reached(i, g)) continue;
-                    const int first = i;
-                    while (i + 1 < rows && reached(i + 1, g)) i++;
-                    s.add_low(r, g, x->data, first, i + 1, *out);
-                }
-            });
+        r.each_stretch(any ? s.head->low.groups() : 0, kLowPieces * s.step, [&](int64_t begin, int64_t end) {
+            for (; begin < end; begin += kLowPieces * s.step) add_reaching(r, rows, begin, std::min(begin + kLowPieces * s.step, end));
+        });
+    }
+
+    // Of the pieces [begin, end), at most kLowPieces.
+    void add_reaching(const Run& r, int rows, int64_t begin, int64_t end) const {
+        Scores& s = *scores;
+        const int64_t most = kLowPieces * s.step;
+        auto& reaches = s.reaches[r.thread];
+        std::fill_n(reaches.begin(), rows * most, uint8_t{0});
+        for (int64_t g = begin; g < end; g += s.step)
+            for (int i = 0; i < rows; i++) find_reaching(r, i, g, std::min(g + s.step, end), &reaches[i * most + g - begin]);
+        auto reached = [&](int i, int64_t g) { return reaches[i * most + g - begin] != 0; };
+        auto each_wanted = [&](auto&& body) {
+            for (int64_t g = begin; g < end; g++)
+                for (int i = 0; i < rows; i++)
+                    if (reached(i, g)) {
+                        body(g, i);
+                        break;
+                    }
+        };
+        each_wanted([&](int64_t g, int) { s.fetch_low(g), s.fetch_scales(g); });
+        each_wanted([&](int64_t g, int i) {
+            for (; i < rows; i++) {
+                if (!reached(i, g)) continue;
+                const int first = i;
+                while (i + 1 < rows && reached(i + 1, g)) i++;
+                s.add_low(r, g, x->data, first, i + 1, *out);
+            }
         });
     }
 

@@ -25,8 +25,12 @@ struct Run {
     template <class F> void each_row(const Buffer& b, F&& body) const {
         for (int r = thread, n = rows(b); r < n; r += pool.size()) body(r);
     }
-    template <class F> void each_piece(int64_t count, int64_t chunk, F&& body) const {
-        ThreadPool::share(next, count, chunk, body);
+    template <class F> void each_piece(int64_t count, F&& body) const {
+        ThreadPool::share(next, count, 1, [&](int64_t piece, int64_t) { body(piece); });
+    }
+    // body(begin, end): stretches of [0, count) that begin at a multiple of `chunk`.
+    template <class F> void each_stretch(int64_t count, int64_t chunk, F&& body) const {
+        ThreadPool::share_stretches(next, count, chunk, pool.size(), body);
     }
     // To be called once columns [begin, end) of a row are written; begin is a multiple of 32.
     void wrote(const Buffer& b, int64_t row, int64_t begin, int64_t end) const {

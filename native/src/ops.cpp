@@ -58,7 +58,7 @@ void ProjectOp::run(const Run& r) const {
     if (!rows) return;
     int64_t total = 0;
     for (const auto& w : weights) total += w->matrix.groups();
-    r.each_piece(total, piece_groups(weights.front()->matrix), [&](int64_t begin, int64_t end) {
+    r.each_stretch(total, piece_groups(weights.front()->matrix), [&](int64_t begin, int64_t end) {
         int64_t first = 0;  // of this matrix, in the groups of all
         for (size_t i = 0; i < weights.size(); i++) {
             const Matrix& m = weights[i]->matrix;
@@ -91,7 +91,7 @@ void GatedOp::run(const Run& r) const {
     const int rows = r.rows(*x);
     const Matrix &g = gate->matrix, &u = up->matrix;
     const int64_t pairs = (g.groups() + 1) / 2;
-    r.each_piece(pairs, std::max<int64_t>(1, piece_groups(g) / 4), [&](int64_t begin, int64_t end) {
+    r.each_stretch(pairs, std::max<int64_t>(1, piece_groups(g) / 4), [&](int64_t begin, int64_t end) {
         for (int64_t g0 = begin * 2; g0 < std::min(end * 2, g.groups()); g0 += 2)
             gated_groups(r, g, g0, u, g0, std::min<int64_t>(2, g.groups() - g0), *x, 0, rows, *out, g0 * kGroupRows);
     });
@@ -195,7 +195,7 @@ void AttendOp::run(const Run& r) const {
     const int64_t slices = (group() + step - 1) / step;  // of a KV head's query heads, when they are more than kMaxQueries
     const int64_t per_tile = shape.kv_heads * slices, pieces = static_cast<int64_t>(tiles.size()) * per_tile;
     Scratch& mine = scratch[r.thread];
-    r.each_piece(split ? pieces * chunks : pieces, 1, [&](int64_t piece, int64_t) {
+    r.each_piece(split ? pieces * chunks : pieces, [&](int64_t piece) {
         const int64_t unit = split ? piece / chunks : piece;
         const Tile& tile = tiles[unit / per_tile];
         const int64_t kv_head = unit % per_tile / slices, h0 = unit % slices * step, n = std::min(step, group() - h0);
@@ -239,7 +239,7 @@ void MergeOp::run(const Run& r) const {
     const AttendOp& a = *attend;
     if (!a.split) return;
     const int64_t dim = a.shape.head_dim;
-    r.each_piece(r.pass.rows * a.heads, 1, [&](int64_t piece, int64_t) {
+    r.each_piece(r.pass.rows * a.heads, [&](int64_t piece) {
         const int64_t at = piece / a.heads, head = piece % a.heads, position = r.pass.positions[at];
         float* result = row(*a.out, at) + head * dim;
         std::memset(result, 0, dim * sizeof(float));
@@ -280,7 +280,7 @@ void OutputsOp::run(const Run& r) const {
 void SoftcapOp::run(const Run& r) const {
     constexpr int64_t kPiece = 8192;
     const int64_t per_row = (x->width + kPiece - 1) / kPiece;
-    r.each_piece(r.rows(*x) * per_row, 1, [&](int64_t piece, int64_t) {
+    r.each_piece(r.rows(*x) * per_row, [&](int64_t piece) {
         const int64_t column = piece % per_row * kPiece;
         r.layer.softcap(row(*x, piece / per_row) + column, std::min(kPiece, x->width - column), cap);
     });
