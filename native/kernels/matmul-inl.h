@@ -18,7 +18,7 @@ constexpr int kMaxTile = 8;
 
 // Weights are fetched into the second-level cache at least this many bytes ahead of their use: a group's planes are read
 // once, in order, and the scales and planes of the next group of the call follow them.
-constexpr int kPrefetchBytes = 4096;
+constexpr int kPrefetchBytes = 8192;
 constexpr int kSecondLevel = 2;
 
 // The scale and offset of 16 rows.
