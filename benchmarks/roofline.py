@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from gemma_mtp.engine.engine import Engine, SequenceState
 
 WIDTHS = range(1, 17)
 PROMPT, DRAFT = 64, 4
+TEXT = """The river rises in the hills to the north of the town, and runs for forty miles through a wide valley
+before it reaches the sea. For most of the year it is shallow enough to walk across, but in spring, when the snow
+melts, it fills the whole of its bed and often floods the fields on either side. The first bridge was of wood."""
 ROWS_AT_ONCE = 128  # of the product that shows the arithmetic limit
 
 
@@ -50,14 +54,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="OUT.svg")
     args = parser.parse_args()
     machine = Machine(args.threads)
-    subjects = {
-        f"Gemma 3 270M, {name}": lambda dtype=dtype: Model.load(
-            "demo", "none", threads=args.threads, dtype=dtype, context=1024
-        ).engine
+    subjects: dict[str, Callable[[], tuple[Engine, list[int]]]] = {
+        f"Gemma 3 270M, {name}": partial(demo, args.threads, dtype)
         for name, dtype in (("as shipped", "as-is"), ("Q4_0", "q4_0"), ("Q8_0", "q8_0"))
     }
     if args.e2b:
-        subjects["E2B-shaped, Q4_0"] = lambda: e2b(args.threads, context=1024)
+        subjects["E2B-shaped, Q4_0"] = partial(noise, args.threads)
     found: dict[str, Any] = {
         "machine": cpu_name(),
         "isa": _native.isas()[0],
@@ -73,6 +75,18 @@ def main() -> None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if args.picture:
         args.picture.write_text(drawn(found))
+
+
+def demo(threads: int, dtype: str) -> tuple[Engine, list[int]]:
+    """The model and a text of PROMPT tokens: of random ones, an output embedding in two parts would reach too many."""
+    model = Model.load("demo", "none", threads=threads, dtype=dtype, context=1024)
+    assert isinstance(model.engine, Engine)
+    return model.engine, model.tokenizer.encode(TEXT)[:PROMPT]
+
+
+def noise(threads: int) -> tuple[Engine, list[int]]:
+    engine = e2b(threads, context=1024)
+    return engine, np.random.default_rng(0).integers(2, engine.config.vocab, PROMPT).tolist()
 
 
 class Machine:
@@ -96,11 +110,10 @@ def _packed(kind: str, rows: int, cols: int) -> _native.PackedMatrix:
     return _native.pack(kind, data, rows, cols)
 
 
-def measure(load: Callable[[], Engine], machine: Machine, repeats: int) -> dict[str, Any]:
-    engine = load()
+def measure(load: Callable[[], tuple[Engine, list[int]]], machine: Machine, repeats: int) -> dict[str, Any]:
+    engine, tokens = load()
     matrices, macs = weights_read(engine)
     rates = {kind: machine.macs_per_second(kind) for kind in macs}
-    tokens = np.random.default_rng(0).integers(2, engine.config.vocab, PROMPT).tolist()
     sequence = engine.create()
     engine.step(sequence, tokens, 1, SamplingParams())
     passes: dict[int, list[float]] = {rows: [] for rows in WIDTHS}
