@@ -141,6 +141,36 @@ class CostCurve:
         self.seconds = list(accumulate(self._average, max))
 
 
+class DraftCost:
+    """Running estimate of the seconds of one drafted token, by source: that of a few tries, then an average.
+
+    The first tries pay for memory that later ones find in place. Were the first believed, a drafter could look too dear
+    to be tried again.
+    """
+
+    TRIES = 3  # of which the quickest counts
+    NEWEST = 0.1  # weight of each try after those
+
+    def __init__(self, unknown: float = 0.0):
+        """unknown: seconds to assume until there were enough tries."""
+        self._unknown = unknown
+        self._first: dict[str, list[float]] = {}
+        self._average: dict[str, float] = {}
+
+    def measure(self, source: str, seconds: float) -> None:
+        """Takes in the seconds of a token."""
+        if source in self._average:
+            self._average[source] += self.NEWEST * (seconds - self._average[source])
+            return
+        tries = self._first.setdefault(source, [])
+        tries.append(seconds)
+        if len(tries) == self.TRIES:
+            self._average[source] = min(tries)
+
+    def seconds(self, source: str) -> float:
+        return self._average.get(source, self._unknown)
+
+
 class AutoDepth:
     """Chooses the depth that is expected to finish the text soonest; depth 0 is a legal answer.
 
@@ -168,8 +198,7 @@ class AutoDepth:
 
     def __init__(self, costs: Sequence[float], draft_seconds: float = 0.0):
         self._curve = CostCurve(costs)
-        self._first_draft_seconds = draft_seconds
-        self._draft_seconds: dict[str, float] = {}
+        self._draft = DraftCost(draft_seconds)
         self._depths = len(costs) - 1
         self._overall: dict[str, Acceptance] = {}
         self._acceptance: dict[Confidence, Acceptance] = {}
@@ -196,8 +225,8 @@ class AutoDepth:
 
     def _price(self, offer: Confidence, depth: int) -> float:
         """Tokens that a token of a draft must be expected to bring: what it takes would do as well elsewhere."""
-        drafting = self._draft_seconds.get(offer.source, self._first_draft_seconds)
-        return self._rate() * ((self._curve.seconds[depth] - self._curve.seconds[0]) / depth + drafting)
+        of_pass = (self._curve.seconds[depth] - self._curve.seconds[0]) / depth
+        return self._rate() * (of_pass + self._draft.seconds(offer.source))
 
     def _settled(self, offer: Confidence, values: list[float]) -> int:
         """The depth worth most, or the one chosen last time if that is nearly as good."""
@@ -218,9 +247,7 @@ class AutoDepth:
         asked, self._asked = max(self._asked, min(drafted, self._depths)), 0
         if confidence is not None and asked:
             steps = min(drafted + 1, asked)  # the one that ended a draft early took its time too
-            per_token = min(seconds_draft / steps, self._curve.seconds[0])
-            known = self._draft_seconds.get(confidence.source, per_token)
-            self._draft_seconds[confidence.source] = known + 0.1 * (per_token - known)
+            self._draft.measure(confidence.source, min(seconds_draft / steps, self._curve.seconds[0]))
             self._of(confidence).observe(asked, min(accepted, self._depths))
             given = self._given.get(confidence, 1.0)
             self._given[confidence] = given + 0.05 * (min(drafted, asked) / asked - given)
@@ -247,7 +274,7 @@ class AutoDepth:
 
     def _cost(self, confidence: Confidence | None, depth: float) -> float:
         """Seconds of a round with a draft of so many tokens, a fraction being as far between two widths of the pass."""
-        drafting = self._draft_seconds.get(confidence.source, self._first_draft_seconds) if confidence else 0.0
+        drafting = self._draft.seconds(confidence.source) if confidence else 0.0
         whole, seconds = int(depth), self._curve.seconds
         part = (depth - whole) * (seconds[whole + 1] - seconds[whole]) if depth > whole else 0.0
         return seconds[whole] + part + depth * drafting

@@ -8,7 +8,7 @@ one token, and drafting ends by itself. Like all timing, this steers depth and n
 
 from collections.abc import Sequence
 
-from gemma_mtp.decoding.depth import Acceptance, Choice
+from gemma_mtp.decoding.depth import Acceptance, Choice, DraftCost
 from gemma_mtp.decoding.drafting import Confidence
 
 DEPTHS = 8  # the most tokens a round drafts
@@ -46,6 +46,11 @@ class PassCost:
         slope = (self._both - self._n * rows * seconds + self.FIRST_WEIGHT * first) / (spread + self.FIRST_WEIGHT)
         return max(slope, 0.1 * first)
 
+    def seconds(self, rows: float) -> float:
+        """Of a pass of so many rows."""
+        per_row = self.per_row
+        return max(self._seconds / self._n + per_row * (rows - self._rows / self._n), per_row * rows)
+
 
 class SharedDepth:
     """What the depth controls of all sequences have in common: make theirs with `sequence`."""
@@ -54,10 +59,12 @@ class SharedDepth:
 
     def __init__(self) -> None:
         self.cost = PassCost()
-        self.draft_seconds: dict[str, float] = {}  # of one token drafted, by source
+        self.draft = DraftCost()
         self._overall: dict[str, Acceptance] = {}  # by source
         self._classes: dict[Confidence, Acceptance] = {}
-        self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the rate
+        self.sequences = 1
+        """Those that decode in the coming pass."""
+        self._rounds = self._rows = self._tokens = self._drafting = 0.0  # decaying sums over sequences' rounds
 
     def sequence(self) -> "SequenceDepth":
         """The control of one sequence; implements DepthControl."""
@@ -70,18 +77,27 @@ class SharedDepth:
             self._classes[confidence] = Acceptance(DEPTHS, overall)
         return self._classes[confidence]
 
-    def measure(self, rows: int, tokens: int, seconds_pass: float, seconds: float) -> None:
-        """Tells a pass over decoding sequences alone: its rows, the tokens it gave, its seconds without and with
-        those of drafting."""
+    def measure(self, sequences: int, rows: int, tokens: int, seconds_pass: float, seconds: float) -> None:
+        """Tells a pass over decoding sequences alone: how many, its rows, the tokens it gave, its seconds without and
+        with those of drafting."""
         self.cost.measure(rows, seconds_pass)
-        self._tokens = self.DECAY * self._tokens + tokens
-        self._seconds = self.DECAY * self._seconds + seconds
+        sums = (self._rounds, self._rows, self._tokens, self._drafting)
+        added = (sequences, rows, tokens, seconds - seconds_pass)
+        self._rounds, self._rows, self._tokens, self._drafting = (
+            self.DECAY * old + new for old, new in zip(sums, added, strict=True)
+        )
 
     def price(self, source: str) -> float:
-        """Tokens that drafting one more costs all sequences; 1, which nothing is worth, before any pass was timed."""
-        if self._seconds == 0:
+        """Tokens that drafting one more costs all sequences; 1, which nothing is worth, before any pass was timed.
+
+        It is that of the sequences there are now, each with the usual round. Prompts beside them do not lower it: their
+        rows must be run at some time, and until then a row of a draft delays others as it would without them.
+        """
+        if self._rounds == 0:
             return 1.0
-        return self._tokens / self._seconds * (self.cost.per_row + self.draft_seconds.get(source, 0.0))
+        rounds = self.sequences / self._rounds
+        rate = rounds * self._tokens / (self.cost.seconds(rounds * self._rows) + rounds * self._drafting)
+        return rate * (self.cost.per_row + self.draft.seconds(source))
 
 
 class SequenceDepth:
@@ -116,9 +132,7 @@ class SequenceDepth:
         asked, self._asked = max(self._asked, min(drafted, DEPTHS)), 0
         if confidence is None or not asked:
             return
-        per_token, source = seconds_draft / min(drafted + 1, asked), confidence.source
-        known = self._shared.draft_seconds.get(source, per_token)
-        self._shared.draft_seconds[source] = known + 0.1 * (per_token - known)
+        self._shared.draft.measure(confidence.source, seconds_draft / min(drafted + 1, asked))
         self._of(confidence).observe(asked, min(accepted, DEPTHS))
 
     def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:

@@ -24,7 +24,7 @@ from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine, Part
 from gemma_mtp.errors import LateError, SettingsError
 
-PROMPT_BESIDE = 128  # prompt tokens of a pass in which others decode: they wait for it
+PROMPT_BESIDE = 48  # prompt tokens of a pass in which others decode: they wait for it
 SOON = 64  # tokens that each sequence should have memory for when one starts, or it would soon be preempted
 
 
@@ -119,7 +119,7 @@ class Scheduler:
         if decoding:
             tokens = sum(len(running.progress.tokens) for running, _ in parts) - before
             rows_of_pass = sum(len(part.tokens) for _, part in parts)
-            self._depth.measure(rows_of_pass, tokens, verified - drafted, verified - start)
+            self._depth.measure(len(parts), rows_of_pass, tokens, verified - drafted, verified - start)
 
     def end_all(self, error: Exception | None = None) -> None:
         """Ends every request, running or waiting, as cancelled or for an error."""
@@ -205,7 +205,9 @@ class Scheduler:
     def _parts(self) -> list[tuple[_Running, Part]]:
         """The coming pass: a part for each decoding sequence, then prompts in the order they came, while rows last."""
         parts: list[tuple[_Running, Part]] = []
-        for running, rows in self._rounds():
+        rounds = self._rounds()
+        self._depth.sequences = len(rounds)
+        for running, rows in rounds:
             self._add_part(parts, running, rows)
         prompts = [running for running in self._running if running.progress.prompt_left]
         left = self._engine.max_rows - sum(len(part.tokens) for _, part in parts)

@@ -19,6 +19,7 @@ def rate(sequences: int, fixed: float, right: float, depth: int | None, noise: f
     """Tokens a second of all sequences at a fixed depth, or at those that SharedDepth chooses (None)."""
     rng = np.random.default_rng(0)
     shared = SharedDepth()
+    shared.sequences = sequences
     controls = [shared.sequence() for _ in range(sequences)]
     tokens, seconds = 0, 0.0
     for _ in range(passes):
@@ -31,7 +32,7 @@ def rate(sequences: int, fixed: float, right: float, depth: int | None, noise: f
             accepted = int(np.argmin([*(rng.random(drafts) < right), False]))
             control.update(OFFER, drafts, accepted, 0.0, seen)
             given += 1 + accepted
-        shared.measure(rows, given, seen, seen)
+        shared.measure(sequences, rows, given, seen, seen)
         tokens, seconds = tokens + given, seconds + true
     return tokens / seconds
 
@@ -48,13 +49,14 @@ def test_it_is_near_the_best_fixed_depth_and_not_below_plain(fixed: float, seque
 def test_nothing_is_drafted_before_a_pass_was_timed() -> None:
     shared = SharedDepth()
     assert shared.sequence().choose([OFFER], LIMIT)[:2] == (0, 0)
-    shared.measure(1, 1, 0.1, 0.1)
+    shared.measure(1, 1, 1, 0.1, 0.1)
     assert shared.sequence().choose([OFFER], LIMIT)[1] > 0
 
 
 def test_the_fuller_the_machine_the_less_it_drafts() -> None:
     def drafted(sequences: int) -> float:
         shared = SharedDepth()
+        shared.sequences = sequences
         controls = [shared.sequence() for _ in range(sequences)]
         depths = []
         for _ in range(200):
@@ -62,7 +64,7 @@ def test_the_fuller_the_machine_the_less_it_drafts() -> None:
             for control, depth in zip(controls, chosen, strict=True):
                 control.update(OFFER, depth, depth // 2, 0.0, 0.0)
             rows = sequences + sum(chosen)
-            shared.measure(rows, rows - sum(chosen) // 2, cost(0.05, rows), cost(0.05, rows))
+            shared.measure(sequences, rows, rows - sum(chosen) // 2, cost(0.05, rows), cost(0.05, rows))
             depths += chosen
         return float(np.mean(depths))
 

@@ -108,7 +108,7 @@ def test_each_request_gets_what_it_gets_alone() -> None:
         text = "".join(piece.text for piece in alone)
         assert (one.tokens, one.text, one.ends) == (alone.tokens, text, [(alone.finish_reason, None)])
     assert not engine.held
-    assert max(len(parts) for parts in engine.parts) == 12
+    assert 6 < max(len(parts) for parts in engine.parts) <= 12
     assert any(rows > 1 for parts in engine.parts for _, rows in parts), "nothing was drafted"
 
 
