@@ -24,7 +24,11 @@ from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine, Part
 from gemma_mtp.errors import LateError, SettingsError
 
-PROMPT_BESIDE = 48  # prompt tokens of a pass in which others decode: they wait for it
+# Prompt tokens of a pass in which others decode. These wait for it, so it is little beside one of them; but the more
+# there are, the longer a prompt would wait for its turn, and the less it adds to what they wait for each other.
+PROMPT_BESIDE = 20
+PROMPT_BESIDE_EACH = 10
+PROMPT_BESIDE_MOST = 128
 SOON = 64  # tokens that each sequence should have memory for when one starts, or it would soon be preempted
 
 
@@ -211,7 +215,8 @@ class Scheduler:
             self._add_part(parts, running, rows)
         prompts = [running for running in self._running if running.progress.prompt_left]
         left = self._engine.max_rows - sum(len(part.tokens) for _, part in parts)
-        left = min(left, PROMPT_BESIDE) if parts else left
+        if parts:
+            left = min(left, PROMPT_BESIDE + PROMPT_BESIDE_EACH * len(parts), PROMPT_BESIDE_MOST)
         scored = self._engine.max_outputs - sum(part.rows for _, part in parts) - len(prompts)  # rows beyond one each
         for running in prompts:
             if left <= 0 or running not in self._running:

@@ -4,7 +4,7 @@ import pytest
 
 from gemma_mtp.decoding import Decoding, Rows, SamplingParams
 from gemma_mtp.engine.interface import Part
-from gemma_mtp.engine.scheduler import PROMPT_BESIDE, Request, Scheduler, Update
+from gemma_mtp.engine.scheduler import PROMPT_BESIDE, PROMPT_BESIDE_EACH, PROMPT_BESIDE_MOST, Request, Scheduler, Update
 from gemma_mtp.errors import LateError, SettingsError
 
 from ..decoding.fake_target import VOCAB, FakeTarget, FakeText
@@ -202,8 +202,22 @@ def test_prompts_run_in_chunks_beside_decoding() -> None:
     scheduler.add(long.request)
     while not long.updates:
         scheduler.step()
-    chunks = [PROMPT_BESIDE] * (1000 // PROMPT_BESIDE) + [1000 % PROMPT_BESIDE]
-    assert engine.parts[1:] == [[(1, 1), (chunk, int(chunk != PROMPT_BESIDE))] for chunk in chunks]
+    most = PROMPT_BESIDE + PROMPT_BESIDE_EACH
+    chunks = [most] * (1000 // most) + [1000 % most]
+    assert engine.parts[1:] == [[(1, 1), (chunk, int(chunk != most))] for chunk in chunks]
+
+
+def test_the_more_decode_the_more_of_a_prompt_runs_beside_them() -> None:
+    for count in (1, 4, 20):
+        engine = FakeEngine()
+        scheduler = Scheduler(engine, 24)
+        for _ in range(count):
+            scheduler.add(Asked([1, 2], SamplingParams(max_tokens=50), "off").request)
+        run(scheduler, 4)
+        scheduler.add(Asked([1] * 1000, SamplingParams(max_tokens=2), "off").request)
+        scheduler.step()
+        expected = min(PROMPT_BESIDE + PROMPT_BESIDE_EACH * count, PROMPT_BESIDE_MOST)
+        assert engine.parts[-1] == [(1, 1)] * count + [(expected, 0)]
 
 
 def test_drafts_get_the_rows_that_are_left() -> None:
