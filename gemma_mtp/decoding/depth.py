@@ -71,8 +71,8 @@ class Acceptance:
     PRIOR_WEIGHT = 2.0  # observations that the prior counts for
     DECAY = 0.98  # of past observations with each new one: a memory of about 50
 
-    def __init__(self, depths: int, parent: "Acceptance | None" = None):
-        self._parent = parent
+    def __init__(self, depths: int, parent: "Acceptance | None" = None, prior_weight: float = PRIOR_WEIGHT):
+        self._parent, self._prior_weight = parent, prior_weight
         self._hits = [0.0] * depths
         self._trials = [0.0] * depths
 
@@ -80,7 +80,7 @@ class Acceptance:
         """Acceptance at depth index + 1, given that of the depth before (the prior of depth 1 is known here)."""
         if prior is None:
             prior = self._parent.estimate(0) if self._parent is not None else self.FIRST_PRIOR
-        return (self._hits[index] + self.PRIOR_WEIGHT * prior) / (self._trials[index] + self.PRIOR_WEIGHT)
+        return (self._hits[index] + self._prior_weight * prior) / (self._trials[index] + self._prior_weight)
 
     def observe(self, asked: int, accepted: int) -> None:
         """A round that `asked` tokens were wanted of: what the source left out is as good as rejected."""
@@ -190,6 +190,7 @@ class AutoDepth:
     draft_seconds: of one token drafted by a source of which nothing is known yet.
     """
 
+    PRIOR_WEIGHT = 4.0  # of an acceptance: a text is short, and a bad start would end drafting for most of it
     MARGIN = 0.04  # tokens a round: less is not worth a change of depth
     PROBE_SHARE = 0.01
     PROBE_CHARGE = 0.1  # plain passes that a probe in vain counts for at least: the cost curve is only an estimate
@@ -268,8 +269,9 @@ class AutoDepth:
 
     def _of(self, confidence: Confidence) -> Acceptance:
         if confidence not in self._acceptance:
-            overall = self._overall.setdefault(confidence.source, Acceptance(self._depths))
-            self._acceptance[confidence] = Acceptance(self._depths, overall)
+            weight = self.PRIOR_WEIGHT
+            overall = self._overall.setdefault(confidence.source, Acceptance(self._depths, prior_weight=weight))
+            self._acceptance[confidence] = Acceptance(self._depths, overall, weight)
         return self._acceptance[confidence]
 
     def _cost(self, confidence: Confidence | None, depth: float) -> float:
