@@ -27,8 +27,8 @@ class PassCost:
 
     def measure(self, rows: int, seconds: float) -> None:
         if self._n >= 3:
-            mean = self._seconds / self._n + self.per_row * (rows - self._rows / self._n)
-            seconds = min(seconds, self.MOST * mean) if mean > 0 else seconds
+            expected = self._line(rows)
+            seconds = min(seconds, self.MOST * expected) if expected > 0 else seconds
         sums = (self._n, self._rows, self._seconds, self._rows2, self._both)
         added = (1.0, rows, seconds, rows * rows, rows * seconds)
         self._n, self._rows, self._seconds, self._rows2, self._both = (
@@ -47,9 +47,11 @@ class PassCost:
         return max(slope, 0.1 * first)
 
     def seconds(self, rows: float) -> float:
-        """Of a pass of so many rows."""
-        per_row = self.per_row
-        return max(self._seconds / self._n + per_row * (rows - self._rows / self._n), per_row * rows)
+        """Of a pass of so many rows; to be asked once a pass was measured."""
+        return max(self._line(rows), self.per_row * rows)
+
+    def _line(self, rows: float) -> float:
+        return self._seconds / self._n + self.per_row * (rows - self._rows / self._n)
 
 
 class SharedDepth:
