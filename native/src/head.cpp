@@ -116,10 +116,7 @@ struct HighScoresOp : HeadOp {
         Scores& s = *scores;
         const int rows = r.rows(*x);
         if (!rows) return;
-        const int64_t groups = s.head->high.groups();
-        r.each_stretch(groups, s.step, [&](int64_t begin, int64_t end) {
-            for (; begin < end; begin += s.step) score(r, rows, begin, std::min(begin + s.step, end));
-        });
+        r.each_chunk(s.head->high.groups(), s.step, [&](int64_t begin, int64_t end) { score(r, rows, begin, end); });
     }
 
     // The piece of groups [begin, end).
@@ -183,9 +180,8 @@ struct LowScoresOp : HeadOp {
         const int rows = r.rows(*x);
         bool any = false;
         for (int i = 0; i < rows; i++) any |= !s.exact(r, i);
-        r.each_stretch(any ? s.head->low.groups() : 0, kLowPieces * s.step, [&](int64_t begin, int64_t end) {
-            for (; begin < end; begin += kLowPieces * s.step) add_reaching(r, rows, begin, std::min(begin + kLowPieces * s.step, end));
-        });
+        r.each_chunk(any ? s.head->low.groups() : 0, kLowPieces * s.step,
+                     [&](int64_t begin, int64_t end) { add_reaching(r, rows, begin, end); });
     }
 
     // Of the pieces [begin, end), at most kLowPieces.

@@ -1,5 +1,7 @@
 // What a plan is made of.
 #pragma once
+#include <algorithm>
+
 #include "gmtp/plan.h"
 
 namespace gmtp {
@@ -31,6 +33,12 @@ struct Run {
     // body(begin, end): stretches of [0, count) that begin at a multiple of `chunk`.
     template <class F> void each_stretch(int64_t count, int64_t chunk, F&& body) const {
         ThreadPool::share_stretches(next, count, chunk, pool.size(), body);
+    }
+    // The same, chunk by chunk.
+    template <class F> void each_chunk(int64_t count, int64_t chunk, F&& body) const {
+        each_stretch(count, chunk, [&](int64_t begin, int64_t end) {
+            for (; begin < end; begin += chunk) body(begin, std::min(begin + chunk, end));
+        });
     }
     // To be called once columns [begin, end) of a row are written; begin is a multiple of 32.
     void wrote(const Buffer& b, int64_t row, int64_t begin, int64_t end) const {
