@@ -171,7 +171,7 @@ def seconds_of_pass(engine: Engine, sequence: SequenceState, tokens: list[int]) 
 def seconds_of_draft_step(engine: Engine, sequence: SequenceState, token: int) -> float:
     start = time.perf_counter()
     drafted = engine.draft(sequence, 0, token, DRAFT, SamplingParams())
-    return (time.perf_counter() - start) / len(drafted)
+    return (time.perf_counter() - start) / len(drafted.tokens)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -52,6 +54,8 @@ class Loaded:
     template: ChatTemplate
     name: str
     drafter_name: str | None
+    cost_key: str
+    """Says all that the cost of a pass depends on (engine/cost_shape.py)."""
 
 
 def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
@@ -66,12 +70,14 @@ def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
     assistant = open_drafter(drafter_path, target) if drafter_path else None
     if assistant and isinstance(assistant.config, ModelConfig):
         raise PairError(f"{assistant.path} is a target, not a drafter: give it as the model.")
+    engine = _engine(target, target.config, assistant, settings)
     return Loaded(
-        _engine(target, target.config, assistant, settings),
+        engine,
         tokenizer,
         _template(target, tokenizer),
         _name(target, model),
         _name(assistant, drafter_path) if assistant and drafter_path else None,
+        _cost_key(target, settings, engine.threads),
     )
 
 
@@ -145,6 +151,22 @@ def _packed(checkpoint: Checkpoint, dtype: Dtype, threads: int, settings: Settin
     if settings.cache is not None:
         asked = "on" if settings.cache else "off"
     return cached_matrices(checkpoint, dtype, threads, limits[asked]) if limits[asked] else {}
+
+
+def _cost_key(target: Checkpoint, settings: Settings, threads: int) -> str:
+    """Shapes and types, not values: fine-tunes of a model cost the same."""
+    weights = sorted((name, tensor.type, tensor.shape) for name, tensor in target.weights.items())
+    how = [settings.backend, settings.dtype, settings.isa, settings.device, settings.kv, threads]
+    said = repr([target.config, weights, how, _processor()])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line for line in told.splitlines() if line.startswith("model name")), platform.processor())
 
 
 def _dtype(asked: str | None) -> Dtype:

@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp.config import ModelConfig
-from gemma_mtp.decoding.depth import AutoDepth, Choice, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import Confidence, draft_sources
+from gemma_mtp.decoding.acceptance import Experience
+from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
+from gemma_mtp.decoding.drafting import draft_sources
+from gemma_mtp.decoding.economy import GUESSED_SHAPE, Alone
 from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.verification import Decoding
+from gemma_mtp.engine.cost_shape import cost_shape
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.generation import Generation, Stream
@@ -52,34 +55,6 @@ class Asked:
     """Keeps it to a grammar."""
 
 
-class _AutoDepth:
-    """AutoDepth that starts from the cost of this generation's own plain passes, so that no pass is spent on measuring.
-
-    Until wider passes have been timed by use they are taken to cost a little more a row, as they do where memory is the
-    limit; where they do not, the first rounds that draft say so.
-    """
-
-    ROW_COST = 0.08  # of a one-row pass, for each further row
-    WIDEST = 9
-
-    def __init__(self) -> None:
-        self._auto: AutoDepth | None = None
-
-    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
-        return self._auto.choose(offers, limit) if self._auto else Choice(0, 0)
-
-    def update(
-        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
-    ) -> None:
-        if self._auto is None:
-            self._auto = AutoDepth([seconds_pass * (1 + self.ROW_COST * row) for row in range(self.WIDEST)])
-        self._auto.update(confidence, drafted, accepted, seconds_draft, seconds_pass)
-
-    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
-        if self._auto:
-            self._auto.observe(confidence, asked, accepted)
-
-
 class Model:
     """A target with what drafts for it. Make one with `Model.load`."""
 
@@ -90,10 +65,15 @@ class Model:
         template: ChatTemplate,
         name: str,
         drafter_name: str | None = None,
+        cost_key: str | None = None,
     ):
+        """cost_key: under which the cost of passes of several rows is kept (engine/cost_shape.py); None: a guess."""
         self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self.name = name
         self.drafter_name = drafter_name or "prompt-lookup"
+        self._cost_key = cost_key
+        self._cost_shape: list[float] | None = None
+        self._experience = Experience()
 
     @classmethod
     def load(
@@ -130,7 +110,9 @@ class Model:
         Raises CheckpointError, SettingsError, PairError.
         """
         loaded = load(model, drafter, Settings(backend, threads, context, dtype, drafter_dtype, isa, device, cache, kv))
-        return cls(loaded.engine, loaded.tokenizer, loaded.template, loaded.name, loaded.drafter_name)
+        return cls(
+            loaded.engine, loaded.tokenizer, loaded.template, loaded.name, loaded.drafter_name, loaded.cost_key
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -218,7 +200,7 @@ class Model:
         )
         depth: DepthControl | None = None
         if asked.draft == "auto":
-            depth = _AutoDepth()
+            depth = AutoDepth(Alone(self._shape(), self._experience))
         elif isinstance(asked.draft, int):
             depth = FixedDepth(asked.draft)
         sequence = self._engine.create()
@@ -235,6 +217,12 @@ class Model:
             eos_ids=asked.ends,
         )
         return Stream(decoding, self._engine, sequence, asked.params, asked.chat)
+
+    def _shape(self) -> list[float]:
+        """What passes cost, by their rows, measured if it has to be."""
+        if self._cost_shape is None:
+            self._cost_shape = cost_shape(self._engine, self._cost_key) if self._cost_key else GUESSED_SHAPE
+        return self._cost_shape
 
     def ask(
         self,

@@ -3,21 +3,47 @@
 Timing steers depth and nothing else: which tokens come out does not depend on it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple, Protocol
 
-from gemma_mtp.decoding.drafting import Confidence
+import numpy as np
+
+from gemma_mtp.decoding.acceptance import DEPTHS, Acceptance, Sureness
+from gemma_mtp.decoding.drafting import Confidence, Ends
+from gemma_mtp.decoding.economy import Economy
 from gemma_mtp.errors import SettingsError
 
 
 class Choice(NamedTuple):
-    """For a round: which of the proposals on offer to take, its depth, and the probability below which the source
-    should end it before (DraftSource.propose)."""
+    """For a round: which of the proposals on offer to take, its depth, and where its source should end it before."""
 
     taken: int
     depth: int
-    floor: float = 0.0
+    ends: Ends | None = None
+
+
+class Round(NamedTuple):
+    """What became of a choice.
+
+    confidence: of the proposal taken, None when there was none on offer. asked: the depth chosen. drafted: the tokens
+    that the pass checked, right: how many of those made (one may have been left out) are what the target says.
+    sureness: the source's, of each token it made, if it tells. Seconds of drafting and of the pass over 1 + drafted
+    rows.
+    """
+
+    confidence: Confidence | None
+    asked: int
+    drafted: int
+    right: int
+    seconds_draft: float
+    seconds_pass: float
+    sureness: Sequence[int] = ()
+
+    @property
+    def accepted(self) -> int:
+        return min(self.right, self.drafted)
 
 
 class DepthControl(Protocol):
@@ -26,14 +52,8 @@ class DepthControl(Protocol):
     def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
         """What the coming round does; its depth is 0..limit."""
 
-    def update(
-        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
-    ) -> None:
-        """Tells a round: tokens drafted and accepted, seconds of drafting and of the pass over 1 + drafted rows.
-
-        confidence is that of the proposal taken, None when there was none on offer. Fewer tokens may have been drafted
-        than were chosen.
-        """
+    def update(self, done: Round) -> None:
+        """Tells what became of it."""
 
     def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
         """Tells of a proposal that was not taken: of its first `asked` tokens, `accepted` would have been kept."""
@@ -50,260 +70,164 @@ class FixedDepth:
     def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
         return Choice(0, min(self._depth, limit))
 
-    def update(
-        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
-    ) -> None:
+    def update(self, done: Round) -> None:
         pass
 
     def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
         pass
 
 
-class Acceptance:
-    """Running acceptance at each depth: exponential averages that start from a prior.
+class _Plan(NamedTuple):
+    """What a proposal is worth over not drafting, in tokens, and how it would be asked for."""
 
-    The prior of depth 1 is the estimate over all proposals (`parent`), that of depth i the estimate of depth i - 1, so
-    one observation says something about every depth. What was seen of a depth fades while it is not tried, so that a
-    bad start there is not held against it for good.
-    """
-
-    FIRST_PRIOR = 0.4
-    PRIOR_WEIGHT = 2.0  # observations that the prior counts for
-    DECAY = 0.98  # of past observations with each new one: a memory of about 50
-
-    def __init__(self, depths: int, parent: "Acceptance | None" = None, prior_weight: float = PRIOR_WEIGHT):
-        self._parent, self._prior_weight = parent, prior_weight
-        self._hits = [0.0] * depths
-        self._trials = [0.0] * depths
-
-    def estimate(self, index: int, prior: float | None = None) -> float:
-        """Acceptance at depth index + 1, given that of the depth before (the prior of depth 1 is known here)."""
-        if prior is None:
-            prior = self._parent.estimate(0) if self._parent is not None else self.FIRST_PRIOR
-        return (self._hits[index] + self._prior_weight * prior) / (self._trials[index] + self._prior_weight)
-
-    def observe(self, asked: int, accepted: int) -> None:
-        """A round that `asked` tokens were wanted of: what the source left out is as good as rejected."""
-        tried = min(accepted + 1, asked)
-        for i in range(len(self._trials)):
-            self._hits[i] = self.DECAY * self._hits[i] + (i < accepted)
-            self._trials[i] = self.DECAY * self._trials[i] + (i < tried)
-        if self._parent is not None:
-            self._parent.observe(asked, accepted)
-
-
-class CostCurve:
-    """Running estimate of C(T), from a measured start.
-
-    Each measurement is first the median of the last three of its T, which drops a lone disturbance, then goes into an
-    average over about the last MEMORY; an average that is not renewed counts for less and less. An estimate that has
-    become high for its place on the start curve comes down while it is not measured: what looks too dear is never
-    tried, so nothing else would tell that it has become cheaper (what looks too cheap is tried, and corrected).
-    """
-
-    MEMORY = 40.0
-    OLD = 16  # rounds after which earlier measurements say nothing about the next, which then counts alone
-    STEP = 1.25  # the most that a measurement alone may differ by
-    START_WEIGHT = 4.0  # measurements that the start curve counts for
-    FORGET = 0.97  # a round without a measurement
-    RELAX = 0.005  # a round
-
-    def __init__(self, seconds: Sequence[float]):
-        if not seconds or min(seconds) <= 0:
-            raise SettingsError("The cost curve must hold positive seconds for passes of 1, 2, ... rows.")
-        self._start = list(seconds)
-        self._average = list(seconds)
-        self._weight = [self.START_WEIGHT] * len(seconds)
-        self._last: list[list[float]] = [[s] * 3 for s in seconds]
-        self.age = [0] * len(seconds)
-        """Rounds since a pass of index + 1 rows was measured."""
-        self.seconds = list(accumulate(seconds, max))
-        """C(index + 1), made never to fall: a wider pass is not cheaper, whatever the noise says."""
-
-    def measure(self, index: int, seconds: float) -> None:
-        """Takes in the seconds of a pass of index + 1 rows."""
-        if self.age[index] < self.OLD:
-            self._last[index] = [*self._last[index][1:], seconds]
-        else:
-            old = self._average[index]
-            self._last[index] = [min(max(seconds, old / self.STEP), old * self.STEP)] * 3
-        median = sorted(self._last[index])[1]
-        self._average[index] += (median - self._average[index]) / (1 + self._weight[index])
-        scale = self._average[index] / self._start[index]
-        for i, start in enumerate(self._start):
-            if i == index:
-                self._weight[i] = min(self._weight[i] + 1, self.MEMORY)
-                self.age[i] = 0
-            else:
-                self._weight[i] *= self.FORGET
-                self.age[i] += 1
-                self._average[i] -= self.RELAX * max(0.0, self._average[i] - scale * start)
-        self.seconds = list(accumulate(self._average, max))
-
-
-class DraftCost:
-    """Running estimate of the seconds of one drafted token, by source: that of a few tries, then an average.
-
-    The first tries pay for memory that later ones find in place. Were the first believed, a drafter could look too dear
-    to be tried again.
-    """
-
-    TRIES = 3  # of which the quickest counts
-    NEWEST = 0.1  # weight of each try after those
-
-    def __init__(self, unknown: float = 0.0):
-        """unknown: seconds to assume until there were enough tries."""
-        self._unknown = unknown
-        self._first: dict[str, list[float]] = {}
-        self._average: dict[str, float] = {}
-
-    def measure(self, source: str, seconds: float) -> None:
-        """Takes in the seconds of a token."""
-        if source in self._average:
-            self._average[source] += self.NEWEST * (seconds - self._average[source])
-            return
-        tries = self._first.setdefault(source, [])
-        tries.append(seconds)
-        if len(tries) == self.TRIES:
-            self._average[source] = min(tries)
-
-    def seconds(self, source: str) -> float:
-        return self._average.get(source, self._unknown)
+    gain: float
+    depth: int
+    ends: Ends | None = None
 
 
 class AutoDepth:
-    """Chooses the depth that is expected to finish the text soonest; depth 0 is a legal answer.
+    """Chooses what is expected to finish the text soonest; depth 0 is a legal answer.
 
-    With running acceptance a_1, a_2, ... a round of depth d yields E(d) = 1 + a_1 + a_1 a_2 + ... tokens for the
-    seconds S(d) = C(1 + d) + drafting, where a source that ends drafts early counts with the share of d that it usually
-    gives. (It is told to where one more token costs more than what it is likely to bring.) At the long-run rate r
-    (tokens a second, at least that of plain decoding) those seconds are worth r S(d) tokens, and the best depth has the
-    largest E(d) - r S(d): for a single kind of proposal that is the largest E/S, and E/S below that of plain decoding
-    means no draft (the "utility" of Cascade, Saxena et al. 2025, arXiv 2506.20675). Proposals of different confidence
-    share the rate and have acceptances of their own.
+    Of a draft of depth d, a_1 + a_1 a_2 + ... tokens are kept, where a_i is the acceptance at depth i. The seconds that
+    it makes the round longer are worth the tokens that they would give otherwise (Economy). What is gained over what is
+    lost must be positive ("utility" above 1 in Cascade, Saxena et al. 2025, arXiv 2506.20675), and the proposal and the
+    depth that gain most are taken.
+
+    A source that says of each token how sure it is decides for itself, token by token, by what tokens of that sureness
+    were worth so far (Ends): it is asked for the longest draft. A text's drafts of such a source share what is learnt;
+    other proposals have an acceptance for each class.
 
     What is not chosen is not observed, but for the proposals that cost nothing (DraftSource.free). So now and then a
-    round does something else: drafts one token while drafting does not pay, or decodes plainly while it does. What that
-    may lose is kept under PROBE_SHARE of all time plus a fixed allowance of half a plain pass.
-
-    costs: seconds of a pass of T = 1, 2, ... rows; drafts are at most len(costs) - 1 tokens long.
-    draft_seconds: of one token drafted by a source of which nothing is known yet.
+    round does something else: drafts while that does not pay, or decodes plainly where the cost of that was last
+    measured long ago. What that may lose is kept under PROBE_SHARE of all tokens, plus a fixed allowance.
     """
 
-    PRIOR_WEIGHT = 4.0  # of an acceptance: a text is short, and a bad start would end drafting for most of it
-    MARGIN = 0.04  # tokens a round: less is not worth a change of depth
+    MARGIN = 0.05  # tokens a round: less is not worth a draft, for costs and acceptance are but estimates
+    HOLD = 0.04  # tokens a round: less is not worth a change of depth
+    PROBE_EVERY = 8  # rounds at the soonest
     PROBE_SHARE = 0.01
-    PROBE_CHARGE = 0.1  # plain passes that a probe in vain counts for at least: the cost curve is only an estimate
-    PLAIN_AGE = 64  # rounds after which C(1) is measured again
-    RATE_DECAY = 0.98
+    PROBE_ALLOWANCE = 0.5  # tokens
+    PROBE_CHARGE = 0.1  # tokens that a probe in vain counts for at least: costs are only estimates
+    FURTHER_DECAY = 0.95
 
-    def __init__(self, costs: Sequence[float], draft_seconds: float = 0.0):
-        self._curve = CostCurve(costs)
-        self._draft = DraftCost(draft_seconds)
-        self._depths = len(costs) - 1
-        self._overall: dict[str, Acceptance] = {}
+    def __init__(self, economy: Economy):
+        self._economy = economy
         self._acceptance: dict[Confidence, Acceptance] = {}
+        self._sureness: dict[str, Sureness] = {}
+        self._further: dict[str, float] = {}  # what tokens after the first add, on the average
         self._chosen: dict[Confidence, int] = {}
-        self._given: dict[Confidence, float] = {}  # tokens drafted over those asked for, on the average
-        self._asked = 0
-        self._tokens = self._seconds = 0.0  # decaying sums: their ratio is the running rate
-        self._total_seconds = 0.0
-        self._lost_seconds = 0.0  # by probes
-        self._probe_value: float | None = None  # tokens the coming round's best depth was expected to be worth
+        self._plan = _Plan(0.0, 0)  # of the coming round
+        self._probing = False
+        self._plain_rounds = self.PROBE_EVERY  # since the last draft
+        self._tokens = 0
+        self._lost = 0.0  # tokens, by probes
 
     def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
-        limit = min(limit, self._depths)
-        values = [self._values(offer, limit) for offer in offers]
-        depths = [self._settled(offer, worth) for offer, worth in zip(offers, values, strict=True)]
-        taken = max(range(len(offers)), key=lambda i: values[i][depths[i]])
-        best = depths[taken]
-        if best == 0:  # nothing pays: a probe goes to what is nearest to it
-            taken = max(range(len(offers)), key=lambda i: values[i][min(1, limit)])
-        probe = self._probe(offers[taken], values[taken], best)
-        self._probe_value = values[taken][best] if probe != best else None
-        self._asked = probe
-        return Choice(taken, probe, self._price(offers[taken], probe) if probe else 0.0)
+        rate, limit = self._economy.rate, min(limit, DEPTHS)
+        self._plan, self._probing = _Plan(0.0, 0), False
+        if rate is None or limit < 1:
+            return Choice(0, 0)
+        plans = [self._offered(offer, limit, rate) for offer in offers]
+        taken = max(range(len(offers)), key=lambda i: plans[i].gain)
+        plan = plans[taken]
+        budget = self.PROBE_SHARE * self._tokens + self.PROBE_ALLOWANCE - self._lost
+        if plan.gain < self.MARGIN:
+            price = rate * (self._economy.more(1) + self._economy.draft.seconds(offers[taken].source))
+            self._probing = self._plain_rounds >= self.PROBE_EVERY and max(price, self.PROBE_CHARGE) <= budget
+            plan = plan._replace(depth=1 if self._probing else 0)
+        elif self._economy.plain_is_old and max(plan.gain, self.PROBE_CHARGE) <= budget:
+            self._lost += plan.gain
+            plan = plan._replace(depth=0)
+        self._plan, self._plain_rounds = plan, 0 if plan.depth else self._plain_rounds + 1
+        return Choice(taken, plan.depth, plan.ends if plan.depth else None)
 
-    def _price(self, offer: Confidence, depth: int) -> float:
-        """Tokens that a token of a draft must be expected to bring: what it takes would do as well elsewhere."""
-        of_pass = (self._curve.seconds[depth] - self._curve.seconds[0]) / depth
-        return self._rate() * (of_pass + self._draft.seconds(offer.source))
-
-    def _settled(self, offer: Confidence, values: list[float]) -> int:
-        """The depth worth most, or the one chosen last time if that is nearly as good."""
-        best = max(range(len(values)), key=values.__getitem__)
-        if values[best] < values[0] + self.MARGIN:
-            best = 0
-        held = min(self._chosen.get(offer, 0), len(values) - 1)
-        if held and best and values[best] < values[held] + self.MARGIN:
-            best = held
-        self._chosen[offer] = best
-        return best
-
-    def update(
-        self, confidence: Confidence | None, drafted: int, accepted: int, seconds_draft: float, seconds_pass: float
-    ) -> None:
-        if drafted <= self._depths:
-            self._curve.measure(drafted, seconds_pass)
-        asked, self._asked = max(self._asked, min(drafted, self._depths)), 0
-        if confidence is not None and asked:
-            steps = min(drafted + 1, asked)  # the one that ended a draft early took its time too
-            self._draft.measure(confidence.source, min(seconds_draft / steps, self._curve.seconds[0]))
-            self._of(confidence).observe(asked, min(accepted, self._depths))
-            given = self._given.get(confidence, 1.0)
-            self._given[confidence] = given + 0.05 * (min(drafted, asked) / asked - given)
-        seconds = self._cost(confidence, min(drafted, self._depths))
-        if self._probe_value is not None:
-            value = 1 + accepted - self._rate() * seconds
-            loss = (self._probe_value - value) / self._rate()  # negative for a probe that paid: it buys the next
-            if not accepted:
-                loss = max(loss, self.PROBE_CHARGE * self._curve.seconds[0])
-            self._lost_seconds = max(0.0, self._lost_seconds + loss)
-            self._probe_value = None
-        self._tokens = self.RATE_DECAY * self._tokens + 1 + accepted
-        self._seconds = self.RATE_DECAY * self._seconds + seconds
-        self._total_seconds += seconds
+    def update(self, done: Round) -> None:
+        economy, drafting = self._economy, 0.0
+        if done.confidence is not None and done.asked:
+            source, steps = done.confidence.source, len(done.sureness) or min(done.drafted + 1, done.asked)
+            economy.draft.measure(source, done.seconds_draft / steps)
+            drafting = steps * economy.draft.seconds(source)
+            if done.confidence.level is None:
+                self._learn(done, drafting)
+            else:
+                self._of(done.confidence).observe(min(done.asked, DEPTHS), min(done.accepted, DEPTHS))
+        rate = economy.rate
+        if self._probing and rate is not None and done.asked:
+            loss = rate * (economy.more(done.drafted) + drafting) - done.accepted
+            if not done.accepted and done.drafted:
+                loss = max(loss, self.PROBE_CHARGE)
+            self._lost = max(0.0, self._lost + loss)  # one that paid buys the next
+        self._tokens += 1 + done.accepted
+        economy.told(1 + done.accepted, done.drafted, drafting, done.seconds_pass)
 
     def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
-        self._of(confidence).observe(min(asked, self._depths), min(accepted, self._depths))
+        self._of(confidence).observe(min(asked, DEPTHS), min(accepted, DEPTHS))
 
-    def _of(self, confidence: Confidence) -> Acceptance:
-        if confidence not in self._acceptance:
-            weight = self.PRIOR_WEIGHT
-            overall = self._overall.setdefault(confidence.source, Acceptance(self._depths, prior_weight=weight))
-            self._acceptance[confidence] = Acceptance(self._depths, overall, weight)
-        return self._acceptance[confidence]
+    def _offered(self, offer: Confidence, limit: int, rate: float) -> _Plan:
+        return self._sure(offer.source, limit, rate) if offer.level is None else self._settled(offer, limit, rate)
 
-    def _cost(self, confidence: Confidence | None, depth: float) -> float:
-        """Seconds of a round with a draft of so many tokens, a fraction being as far between two widths of the pass."""
-        drafting = self._draft.seconds(confidence.source) if confidence else 0.0
-        whole, seconds = int(depth), self._curve.seconds
-        part = (depth - whole) * (seconds[whole + 1] - seconds[whole]) if depth > whole else 0.0
-        return seconds[whole] + part + depth * drafting
-
-    def _rate(self) -> float:
-        plain = 1 / self._curve.seconds[0]
-        return max(plain, self._tokens / self._seconds) if self._seconds > 0 else plain
-
-    def _values(self, confidence: Confidence, limit: int) -> list[float]:
-        """E(d) - r S(d) for d = 0..limit."""
-        rate, acceptance, given = self._rate(), self._of(confidence), self._given.get(confidence, 1.0)
-        tokens, run, each = 1.0, 1.0, None
-        values = [tokens - rate * self._cost(confidence, 0)]
+    def _settled(self, offer: Confidence, limit: int, rate: float) -> _Plan:
+        """The depth that gains most, or the one chosen last time if that is nearly as good."""
+        acceptance, draft = self._of(offer), self._economy.draft.seconds(offer.source)
+        gains, tokens, run, each = [0.0], 0.0, 1.0, None
         for depth in range(1, limit + 1):
             each = acceptance.estimate(depth - 1, each)
             run *= each
             tokens += run
-            values.append(tokens - rate * self._cost(confidence, given * depth))
-        return values
+            gains.append(tokens - rate * (self._economy.more(depth) + depth * draft))
+        best = max(range(len(gains)), key=gains.__getitem__)
+        held = min(self._chosen.get(offer, 0), limit)
+        if held and gains[held] > self.MARGIN and gains[best] < gains[held] + self.HOLD:
+            best = held
+        self._chosen[offer] = best
+        return _Plan(gains[best] if best else gains[1], best)
 
-    def _probe(self, confidence: Confidence, values: list[float], best: int) -> int:
-        """The depth to try instead of the best one, or the best where nothing is to be learnt or paid for."""
-        if len(values) == 1 or (best and self._curve.age[0] < self.PLAIN_AGE):
-            return best
-        other, plain = 0 if best else 1, self._curve.seconds[0]
-        # Drafting one token in vain loses the whole difference in time; a plain round loses the expected gain.
-        loss = self._cost(confidence, 1) - plain if other else (values[best] - values[0]) / self._rate()
-        loss = max(loss, self.PROBE_CHARGE * plain)
-        budget = self.PROBE_SHARE * self._total_seconds + 0.5 * plain
-        return other if self._lost_seconds + loss <= budget else best
+    def _sure(self, source: str, limit: int, rate: float) -> _Plan:
+        """What to ask a source for that says how sure it is."""
+        sureness, step = self._sureness_of(source), rate * self._economy.draft.seconds(source)
+        bars = self._bars(limit, rate)
+        table, mean = sureness.table()[:limit], max(sureness.mean(), 0.05)
+        worth = zip(sureness.first, table[0].tolist(), strict=True)
+        first = sum(share * (chance - bars[0]) for share, chance in worth if chance > bars[0])
+        go_on = [0.0, *((bar + step) / mean for bar in bars[1:])]
+        ends = Ends(table, np.array(bars, np.float32), np.array(go_on, np.float32))
+        return _Plan(first - step + self._further.get(source, 0.0), limit, ends)
+
+    def _bars(self, limit: int, rate: float) -> list[float]:
+        """Tokens that a further row costs at each depth, or a row of as many as are cheapest together: where the third
+        costs nothing, the second may be worth its price for it."""
+        more = [self._economy.more(depth) for depth in range(limit + 1)]
+        runs: list[tuple[float, int]] = []  # from the last depth on: seconds a row, and of how many rows
+        for seconds in (after - before for before, after in zip(reversed(more[:-1]), reversed(more[1:]), strict=True)):
+            rows = 1
+            while runs and runs[-1][0] < seconds:
+                of_run, length = runs.pop()
+                seconds, rows = (seconds * rows + of_run * length) / (rows + length), rows + length
+            runs.append((seconds, rows))
+        return [rate * seconds for seconds, rows in reversed(runs) for _ in range(rows)]
+
+    def _learn(self, done: Round, drafting: float) -> None:
+        """What a draft of a source that says how sure it is has taught: what was expected of it, rather than what came
+        true of it, for that says the same with less noise."""
+        assert done.confidence is not None
+        source, ends, rate = done.confidence.source, self._plan.ends, self._economy.rate
+        if ends is not None and rate is not None and done.sureness:
+            together, expected, bar = 1.0, 0.0, float(ends.keep[0])
+            for depth, level in enumerate(done.sureness[: done.drafted]):
+                together *= float(ends.acceptance[depth, level])
+                expected += together
+            first = max(0.0, float(ends.acceptance[0, done.sureness[0]]) - bar) - rate * drafting / len(done.sureness)
+            gain = expected - rate * (self._economy.more(done.drafted) + drafting)
+            before = self._further.get(source, 0.0)
+            self._further[source] = before + (1 - self.FURTHER_DECAY) * (gain - first - before)
+        self._sureness_of(source).observe(done.sureness, done.right)
+
+    def _of(self, confidence: Confidence) -> Acceptance:
+        if confidence not in self._acceptance:
+            self._acceptance[confidence] = Acceptance(self._economy.experience.acceptance(confidence))
+        return self._acceptance[confidence]
+
+    def _sureness_of(self, source: str) -> Sureness:
+        if source not in self._sureness:
+            self._sureness[source] = Sureness(self._economy.experience.sureness(source))
+        return self._sureness[source]

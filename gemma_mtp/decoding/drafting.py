@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemma_mtp import _native
 from gemma_mtp.decoding.sampling import SamplingParams
 
@@ -10,13 +13,41 @@ S = TypeVar("S", contravariant=True)
 
 
 class Confidence(NamedTuple):
-    """A class of proposals: the kind of source, and how sure it is, higher being surer.
+    """A class of proposals: the kind of source, and how sure it is of the coming one, higher being surer; None: it says
+    of each token instead, once it has made it.
 
     These are only names: the depth control learns how often the proposals of each class are kept.
     """
 
     source: str
-    level: int = 0
+    level: int | None = 0
+
+
+class Ends(NamedTuple):
+    """Where a source that says how sure it is should end a draft. How likely tokens are to be kept together is the
+    product of their acceptance.
+
+    acceptance: float32 [depths, SURENESS_LEVELS], by depth and sureness. keep: float32 [depths], what that product must
+    be for a token to be checked; go_on: float32 [depths], what the one before must be for a token to be made at all.
+    """
+
+    acceptance: NDArray[np.float32]
+    keep: NDArray[np.float32]
+    go_on: NDArray[np.float32]
+
+
+class Draft(NamedTuple):
+    """A proposal. sureness: of each token, and then of the one left out, 0 to SURENESS_LEVELS - 1; empty if the source
+    does not tell. left_out: the token that it ended before."""
+
+    tokens: list[int]
+    sureness: Sequence[int] = ()
+    left_out: int | None = None
+
+    @property
+    def made(self) -> list[int]:
+        """All tokens that were made, the one left out included."""
+        return self.tokens if self.left_out is None else [*self.tokens, self.left_out]
 
 
 class DraftSource(Protocol):
@@ -32,11 +63,10 @@ class DraftSource(Protocol):
     def confidence(self) -> Confidence | None:
         """The class of the coming proposal; None when there is nothing to propose."""
 
-    def propose(self, depth: int, floor: float) -> list[int]:
+    def propose(self, depth: int, ends: Ends | None = None) -> Draft:
         """At most `depth` tokens to follow the text so far. Called at most once between calls of `advance`.
 
-        floor: the probability, by the source's own account, below which the proposal as a whole is not worth checking;
-        a source that has no such account ignores it.
+        ends: where to end it before; a source that does not say how sure it is ignores that.
         """
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -51,16 +81,15 @@ class Drafting(Protocol[S]):
         """Whether there is a drafter."""
 
     def draft(
-        self, sequence: S, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
-    ) -> list[int]:
+        self, sequence: S, row: int, token: int, depth: int, params: SamplingParams, ends: Ends | None = None
+    ) -> Draft:
         """At most `depth` tokens to follow `token`, the newest of the sequence, which no pass has run over yet.
 
-        row: which of the rows that the sequence's last pass sampled gave `token`. floor: the probability that the
-        drafter must give its tokens together; the first with which it falls below, and all after, are left out.
+        row: which of the rows that the sequence's last pass sampled gave `token`.
         """
 
 
-_DRAFTER = Confidence("drafter")
+_DRAFTER = Confidence("drafter", None)
 
 
 class TrainedDrafter(Generic[S]):
@@ -76,8 +105,8 @@ class TrainedDrafter(Generic[S]):
     def confidence(self) -> Confidence | None:
         return _DRAFTER
 
-    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
-        return self._engine.draft(self._sequence, self._row, self._token, depth, self._params, floor)
+    def propose(self, depth: int, ends: Ends | None = None) -> Draft:
+        return self._engine.draft(self._sequence, self._row, self._token, depth, self._params, ends)
 
     def advance(self, tokens: Sequence[int]) -> None:
         self._token, self._row = tokens[-1], len(tokens) - 1
@@ -105,8 +134,8 @@ class PromptLookup:
         length = self._lookup.match_length
         return Confidence("lookup", min(length.bit_length(), 5)) if length >= self._min_match else None
 
-    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
-        return self._lookup.continuation(depth) if self._lookup.match_length >= self._min_match else []
+    def propose(self, depth: int, ends: Ends | None = None) -> Draft:
+        return Draft(self._lookup.continuation(depth) if self._lookup.match_length >= self._min_match else [])
 
     def advance(self, tokens: Sequence[int]) -> None:
         if self._prediction and not len(self._lookup):

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from gemma_mtp.decoding.depth import DepthControl
-from gemma_mtp.decoding.drafting import Confidence, DraftSource
+from gemma_mtp.decoding.depth import DepthControl, Round
+from gemma_mtp.decoding.drafting import Confidence, Draft, DraftSource
 from gemma_mtp.decoding.grammar import Constraint, Masks
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
@@ -136,6 +136,8 @@ class Progress:
         self._pieces: list[Piece] = []  # made but not yet handed out
         self._wanted: Wanted | None = None
         self._confidence: Confidence | None = None  # of the proposal in the coming pass
+        self._asked = 0  # the depth chosen for it
+        self._draft = Draft([])  # what it is
         self._beside: list[tuple[Confidence, list[int]]] = []  # proposals that are not in it
         self._forced = False  # whether its drafts are what the constraint forces
         self._started: float | None = None  # when the prompt, and then the round, began
@@ -252,7 +254,7 @@ class Progress:
         self._started = self._clock()
         drafts: list[int] = []
         allowed = None
-        self._confidence, self._beside, self._forced = None, [], False
+        self._confidence, self._asked, self._draft, self._beside, self._forced = None, 0, Draft([]), [], False
         # The last token wanted needs no draft after it, and the pass must fit the context.
         room = min(self._params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
         if self._constraint and self._depth is not None and room > 0:
@@ -262,9 +264,11 @@ class Progress:
         if offers and room > 0 and self._depth is not None and not self._forced:
             choice = self._depth.choose([offer for _, offer in offers], room)
             source, self._confidence = offers[choice.taken]
-            drafts = source.propose(choice.depth, choice.floor) if choice.depth else []
+            if choice.depth:
+                self._asked, self._draft = choice.depth, source.propose(choice.depth, choice.ends)
+            drafts = self._draft.tokens
             others = [(one, offer) for one, offer in offers if one.free and not (one is source and choice.depth)]
-            self._beside = [(offer, one.propose(BESIDE, 0.0)) for one, offer in others]
+            self._beside = [(offer, one.propose(BESIDE).tokens) for one, offer in others]
         if self._constraint:
             drafts, allowed = self._constraint.allow(drafts)
         self._drafted = self._clock()
@@ -276,8 +280,10 @@ class Progress:
         accepted = accept(drafts, rows.tokens)
         kept = self._keep(rows, accepted)
         if self._depth is not None and not self._forced:  # what is certain says nothing of the sources
-            seconds_draft, seconds_pass = self._drafted - self._started, verified - self._drafted
-            self._depth.update(self._confidence, len(drafts), accepted, seconds_draft, seconds_pass)
+            right = accept(self._draft.made, rows.tokens)
+            seconds = (self._drafted - self._started, verified - self._drafted)
+            done = Round(self._confidence, self._asked, len(drafts), right, *seconds, self._draft.sureness)
+            self._depth.update(done)
             for offer, proposal in self._beside:
                 asked = min(len(proposal), kept)
                 self._depth.observe(offer, asked, accept(proposal[:asked], rows.tokens))

@@ -15,6 +15,7 @@ from gemma_mtp.checkpoints.packing import Packer, uses_of
 from gemma_mtp.checkpoints.quantization import Dtype
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, ModelConfig
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -201,14 +202,20 @@ class Engine:
         return results
 
     def draft(
-        self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
-    ) -> list[int]:
+        self,
+        sequence: SequenceState,
+        row: int,
+        token: int,
+        depth: int,
+        params: SamplingParams,
+        ends: Ends | None = None,
+    ) -> Draft:
         """See Drafting.draft."""
         assert self.drafter is not None, "nothing drafts until a drafter is attached"
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
         seen = np.array([*sequence.tokens, token] if params.counts else [], np.int32)
         native, hidden = _native_params(params), sequence.hidden[row]
-        return self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt, floor)
+        return Draft(*self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt, ends))
 
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)

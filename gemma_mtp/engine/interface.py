@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp.config import ModelConfig
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import Rows
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -80,8 +81,8 @@ class AnyEngine(Protocol):
         """See decoding.verification.Target."""
 
     def draft(
-        self, sequence: Any, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
-    ) -> list[int]:
+        self, sequence: Any, row: int, token: int, depth: int, params: SamplingParams, ends: Ends | None = None
+    ) -> Draft:
         """See decoding.drafting.Drafting."""
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

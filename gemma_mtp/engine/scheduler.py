@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gemma_mtp.decoding.depth import DepthControl, FixedDepth
+from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
+from gemma_mtp.decoding.economy import Shared
 from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.shared_depth import SharedDepth
 from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine, Part
 from gemma_mtp.errors import LateError, SettingsError
@@ -87,7 +87,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._ahead: deque[_Running] = deque()  # preempted, or next and waiting for memory: before all that wait
         self._running: list[_Running] = []
-        self._depth = SharedDepth()
+        self._economy = Shared()
 
     @property
     def waiting(self) -> int:
@@ -123,7 +123,7 @@ class Scheduler:
         if decoding:
             tokens = sum(len(running.progress.tokens) for running, _ in parts) - before
             rows_of_pass = sum(len(part.tokens) for _, part in parts)
-            self._depth.measure(len(parts), rows_of_pass, tokens, verified - drafted, verified - start)
+            self._economy.measure(len(parts), rows_of_pass, tokens, verified - drafted, verified - start)
 
     def end_all(self, error: Exception | None = None) -> None:
         """Ends every request, running or waiting, as cancelled or for an error."""
@@ -204,13 +204,13 @@ class Scheduler:
     def _depth_of(self, request: Request) -> DepthControl | None:
         if isinstance(request.draft, int):
             return FixedDepth(request.draft) if request.draft else None
-        return self._depth.sequence() if request.draft == "auto" else None
+        return AutoDepth(self._economy) if request.draft == "auto" else None
 
     def _parts(self) -> list[tuple[_Running, Part]]:
         """The coming pass: a part for each decoding sequence, then prompts in the order they came, while rows last."""
         parts: list[tuple[_Running, Part]] = []
         rounds = self._rounds()
-        self._depth.sequences = len(rounds)
+        self._economy.sequences = len(rounds)
         for running, rows in rounds:
             self._add_part(parts, running, rows)
         prompts = [running for running in self._running if running.progress.prompt_left]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -139,12 +140,18 @@ class TorchEngine:
 
     @torch.inference_mode()
     def draft(
-        self, sequence: TorchSequence, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
-    ) -> list[int]:
+        self,
+        sequence: TorchSequence,
+        row: int,
+        token: int,
+        depth: int,
+        params: SamplingParams,
+        ends: Ends | None = None,
+    ) -> Draft:
         """At most `depth` tokens to follow `token`, the newest one, which is not in the sequence's cache yet.
 
         row: which of the rows that the sequence's last pass sampled chose it. Each token is sampled for its place with
-        `params`, as the target will sample there. floor: see Drafting.draft.
+        `params`, as the target will sample there.
         """
         if self._drafter is None:
             raise SettingsError("There is no drafter to draft with: attach one.")
@@ -155,24 +162,32 @@ class TorchEngine:
         state = sequence.hidden[row : row + 1]
         seen = [*sequence.tokens, newest]
         drafts: list[int] = []
-        probability = 1.0
+        sureness: list[int] = []
+        left_out: int | None = None
+        together = 1.0  # the acceptance of all drafts
         self._last_draft = []
 
         def propose(logits: torch.Tensor) -> bool:
             """Drafts another token, if it is likely enough."""
-            nonlocal probability
+            nonlocal together, left_out
             scores = _numpy(logits)
-            place = len(seen) + len(drafts)
-            chosen = self._sample(scores[0], place, params, seen, drafts, sequence.prompt)[0]
-            probability *= (logits[0].float() / (params.temperature or 1.0)).softmax(-1)[chosen].item()
+            at = len(drafts)
+            chosen = self._sample(scores[0], len(seen) + at, params, seen, drafts, sequence.prompt)[0]
+            probability = (logits[0].float() / (params.temperature or 1.0)).softmax(-1)[chosen].item()
+            sureness.append(_native.sureness(probability))
             self._last_draft.append((scores, state))
-            if probability < floor:
-                return False
+            if ends is not None and at < len(ends.keep):
+                together *= float(ends.acceptance[at, sureness[-1]])
+                if together < ends.keep[at]:
+                    left_out = chosen
+                    return False
             drafts.append(chosen)
             return True
 
         if isinstance(config, DrafterConfig):
-            for _ in range(depth):
+            for at in range(depth):
+                if ends is not None and at < len(ends.keep) and together < ends.go_on[at]:
+                    break
                 rows = Pass([drafts[-1] if drafts else newest], cached, sequence.cache, outputs=1, hidden=state)
                 drafted = draft_step(TorchOps(weights, config.eps, rows), config, self.config)
                 state = drafted.hidden
@@ -184,7 +199,7 @@ class TorchEngine:
             for logits in draft_heads(TorchOps(weights, config.eps, rows), first_heads):
                 if not propose(logits):
                     break
-        return drafts
+        return Draft(drafts, sureness, left_out)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(tokens), vocab]: row i is of the token after tokens[i]."""

@@ -78,4 +78,4 @@ def _seconds_of_draft_step(model: Model, sequence: Any, token: int) -> float:
     """Of one token of a draft after the prompt."""
     start = time.perf_counter()
     drafted = model.engine.draft(sequence, 0, token, DRAFT, SamplingParams())
-    return (time.perf_counter() - start) / len(drafted)
+    return (time.perf_counter() - start) / len(drafted.tokens)

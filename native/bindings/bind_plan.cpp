@@ -1,6 +1,7 @@
 // Recording plans and running them: what ops/native.py and engine/ call.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -22,6 +23,7 @@ using namespace nb::literals;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using State = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Acceptances = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Masks = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using WeightPtr = std::shared_ptr<const Weight>;
@@ -231,18 +233,28 @@ void bind_plan(nb::module_& m) {
         .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
              "Of the last pass, after the final norm: float32 [outputs, hidden].");
 
+    m.attr("SURENESS_LEVELS") = kSurenessLevels;
+    m.def("sureness", &sureness, "probability"_a, "How sure a drafter is of a token: 0 to SURENESS_LEVELS - 1.");
+
     nb::class_<Drafter>(m, "Drafter", "Runs a drafter's plan over the target's cache.")
         .def("__init__", [](Drafter* self, std::shared_ptr<Plan> plan, std::shared_ptr<KvCache> cache, BufferId state,
                             std::vector<BufferId> logits, BufferId next, int64_t vocab) {
                 new (self) Drafter(std::move(plan), std::move(cache), {state, std::move(logits), next}, vocab);
             }, "plan"_a, "cache"_a, "state"_a, "logits"_a, "next"_a, "vocab"_a, "next: -1 for parallel heads.")
         .def("draft", [](Drafter& d, int sequence, int32_t token, State state, int depth, const SampleParams& params, Tokens seen,
-                         size_t prompt, float floor) {
+                         size_t prompt, const std::optional<std::tuple<Acceptances, State, State>>& ends) {
+                DraftEnds bars;
+                if (ends) {
+                    const auto& [acceptance, keep, go_on] = *ends;
+                    bars = {{acceptance.data(), acceptance.size()}, {keep.data(), keep.size()}, {go_on.data(), go_on.size()}};
+                }
                 nb::gil_scoped_release release;
-                return d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen), prompt, floor);
-            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a, "prompt"_a = 0, "floor"_a = 0.0f,
-            "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden]; fewer where the "
-            "drafter gives them together a probability below `floor`.")
+                const Draft draft = d.draft(sequence, token, {state.data(), state.size()}, depth, params, view(seen), prompt, bars);
+                return std::tuple(draft.tokens, draft.sureness, draft.left_out);
+            }, "sequence"_a, "token"_a, "state"_a, "depth"_a, "params"_a, "seen"_a, "prompt"_a = 0, "ends"_a = nb::none(),
+            "Up to `depth` tokens to follow `token`, which was sampled from the hidden state float32 [hidden]; how sure the "
+            "drafter was of each and of the one that it left out; and that one, if it made it. ends: acceptance [depths, "
+            "SURENESS_LEVELS], and for each depth the least product of it that keeps a token, and that goes on to make it.")
         .def("logits", [](Drafter& d, size_t head) {
                 const auto scores = d.logits(head);
                 const int32_t* tokens = d.candidates(head);

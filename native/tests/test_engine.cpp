@@ -203,16 +203,28 @@ void test_drafter(WeightType type) {
         for (float temperature : {0.0f, 1.0f}) {
             const SampleParams params{temperature, 0, 1, 0, 1, 9, 0};
             const auto together = drafter.draft(sequence, 11, start, 6, params);
-            check(together.size() == 6, "as many drafts as asked for");
-            for (int32_t t : together) check(t >= 0 && t < kVocab, "drafts are tokens");
+            check(together.tokens.size() == 6 && together.sureness.size() == 6 && !together.left_out, "as many drafts as asked for");
+            for (int32_t t : together.tokens) check(t >= 0 && t < kVocab, "drafts are tokens");
             const auto first = drafter.draft(sequence, 11, start, 1, params);
-            check(first[0] == together[0], "the first draft does not depend on the later ones");
+            check(first.tokens[0] == together.tokens[0], "the first draft does not depend on the later ones");
+            const std::vector<float> half(3 * kSurenessLevels, 0.5f);  // products of 0.5, 0.25, 0.125
+            const std::vector<float> none(3, 0.0f), second{0.5f, 0.3f, 0.0f}, third{0.0f, 0.0f, 0.3f};
+            const auto left_out = drafter.draft(sequence, 11, start, 6, params, {}, 0, {half, second, none});
+            check(left_out.tokens.size() == 1 && left_out.sureness.size() == 2 && left_out.left_out == together.tokens[1],
+                  "a token that is not likely enough is left out");
+            const auto unmade = drafter.draft(sequence, 11, start, 6, params, {}, 0, {half, none, third});
+            check(unmade.tokens.size() == 2 && unmade.sureness.size() == 2 && !unmade.left_out, "or not even made");
+            check(drafter.draft(sequence, 11, start, 6, params, {}, 0, {half, none, none}).tokens == together.tokens,
+                  "beyond the depths that have bars a draft goes on");
+            check_refused([&] { drafter.draft(sequence, 11, start, 6, params, {}, 0, {half, none, std::span(none).first(2)}); },
+                          "bars of other depths are refused");
             int scored = 0;
             for (size_t i = 0; i < drafter.logits(0).size(); i++) scored += drafter.candidates(0)[i] >= 0;
             check(scored == kActiveCentroids * per, "the tokens of the chosen centroids are scored");
-            all.push_back(together);
+            all.push_back(together.tokens);
         }
     }
+    check(sureness(0) == 0 && sureness(0.5f) == 5 && sureness(1) == kSurenessLevels - 1, "sureness goes by probability");
     check(all[0] == all[2] && all[1] == all[3], "drafts do not depend on the number of threads");
 }
 

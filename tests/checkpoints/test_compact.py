@@ -93,7 +93,7 @@ def test_it_drafts_as_the_same_drafter_written_out(target: Checkpoint, compact: 
         engine.attach(drafter.config, drafter.weights)
         sequence = engine.create()
         engine.step(sequence, [2, 5, 9, 11], 1, params)
-        drafts.append(engine.draft(sequence, 0, 7, 6, params))
+        drafts.append(engine.draft(sequence, 0, 7, 6, params).tokens)
     assert drafts[0] == drafts[1]
     assert len(set(drafts[0])) > 1
 

@@ -44,7 +44,7 @@ def engine_of(target: Checkpoint, drafter: Checkpoint | None = None) -> Engine:
 def drafts(engine: Engine) -> list[int]:
     params, sequence = SamplingParams(), engine.create()
     (chosen,) = engine.run([Part(sequence, TOKENS, 1, params)])
-    return engine.draft(sequence, 0, chosen.tokens[0], DRAFTED, params)
+    return engine.draft(sequence, 0, chosen.tokens[0], DRAFTED, params).tokens
 
 
 @pytest.mark.parametrize("kind", TARGETS)

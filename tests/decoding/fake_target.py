@@ -7,6 +7,7 @@ import numpy as np
 
 from gemma_mtp import _native
 from gemma_mtp.decoding import Confidence, Rows, SamplingParams, TokenLogprobs
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 
 VOCAB = 40
@@ -115,9 +116,9 @@ class OracleDrafts:
     def confidence(self) -> Confidence | None:
         return Confidence("oracle")
 
-    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
+    def propose(self, depth: int, ends: Ends | None = None) -> Draft:
         coming = (self._text[self.at : self.at + depth] + [0] * depth)[:depth]
-        return [t if self._rng.random() < self._right else (t + 1) % VOCAB for t in coming]
+        return Draft([t if self._rng.random() < self._right else (t + 1) % VOCAB for t in coming])
 
     def advance(self, tokens: Sequence[int]) -> None:
         if self._text[self.at : self.at + len(tokens)] != list(tokens):

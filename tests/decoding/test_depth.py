@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from gemma_mtp import _native
 from gemma_mtp.decoding import AutoDepth, Confidence, FixedDepth
+from gemma_mtp.decoding.depth import Round
+from gemma_mtp.decoding.economy import Alone
 from gemma_mtp.errors import SettingsError
 
 STEEP = [1, 1.9, 2.7, 3, 3.4, 3.9, 4.4, 4.9, 5.4]
@@ -26,7 +29,7 @@ def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0
         cost = curve[depth] * np.exp(noise * rng.standard_normal())
         if noise and rng.random() < 0.02:
             cost *= 4  # another process took the core
-        control.update(offer, depth, accepted, depth * draft, cost)
+        control.update(Round(offer, depth, depth, accepted, depth * draft, cost))
         done += 1 + accepted
         seconds += curve[depth] + depth * draft  # judged without the noise
         depths.append(depth)
@@ -34,7 +37,7 @@ def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0
 
 
 def auto(curve):
-    return AutoDepth(curve, draft_seconds=0.002)
+    return AutoDepth(Alone([seconds / curve[0] for seconds in curve], seconds=curve[0]))
 
 
 def best_fixed(curve, acceptance, **options):
@@ -118,19 +121,19 @@ def test_recovers_after_a_spell_of_load():
 
 def test_an_expensive_drafter_is_not_asked():
     curve = FLAT
-    control = AutoDepth(curve, draft_seconds=0.6)
+    control = auto(curve)
     seconds, depths = simulate(control, curve, lambda *_: 0.5, draft=0.6)
     assert seconds < 1.03 * 2000
     assert np.mean(np.array(depths) > 0) < 0.15  # probes, half of which gain a token
 
 
 def test_limits_are_kept():
-    control = AutoDepth([1, 1, 1, 1])
+    control = auto([1, 1, 1, 1])
     offers = [Confidence("test")]
     assert control.choose(offers, 8)[:2] == (0, 3)
     assert control.choose(offers, 1)[:2] == (0, 1)
     assert FixedDepth(5).choose(offers, 2)[:2] == (0, 2)
-    assert AutoDepth([1.0]).choose(offers, 8)[:2] == (0, 0)
+    assert auto([1.0]).choose(offers, 8)[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -140,49 +143,75 @@ def test_the_source_that_gains_more_is_taken(better):
     offers, chances, taken = [Confidence("a"), Confidence("b")], [0.5, 0.5], []
     chances[better] = 0.9
     for _ in range(2000):
-        which, depth, _ = control.choose(offers, 8)
+        which, depth = control.choose(offers, 8)[:2]
         accepted = 0
         while accepted < depth and rng.random() < chances[which]:
             accepted += 1
-        control.update(offers[which], depth, accepted, depth * 0.002, FLAT[depth])
+        control.update(Round(offers[which], depth, depth, accepted, depth * 0.002, FLAT[depth]))
         taken.append(which)
     assert np.mean(np.array(taken[500:]) == better) > 0.9
 
 
-@pytest.mark.parametrize("make", [lambda: FixedDepth(-1), lambda: AutoDepth([]), lambda: AutoDepth([1, 0])])
+@pytest.mark.parametrize(
+    "make", [lambda: FixedDepth(-1), lambda: Alone([], seconds=1), lambda: Alone([1, 0], seconds=1)]
+)
 def test_impossible_settings_are_refused(make):
     with pytest.raises(SettingsError):
         make()
 
 
-def simulate_sure(control, curve, chances, tokens=4000, draft=0.02):
-    """As `simulate`, of a source that knows its chances: of the i-th token ahead chances[(done + i) % len(chances)]."""
+def simulate_sure(control, curve, says, chances, tokens=4000, draft=0.02):
+    """As `simulate`, of a source that says of each token how sure it is. The i-th token ahead is of sureness
+    says[(done + i) % len(says)], and has the chance chances[sureness]."""
     rng = np.random.default_rng(0)
-    done, seconds = 0, 0.0
-    offer = Confidence("test")
+    done, seconds, offer = 0, 0.0, Confidence("test", None)
     while done < tokens:
         choice = control.choose([offer], len(curve) - 1)
-        drafted, run, steps = 0, 1.0, 0
-        while drafted < choice.depth:
-            steps += 1
-            run *= chances[(done + drafted) % len(chances)]
-            if run < choice.floor:
-                break
+        ends, together = choice.ends, 1.0
+        drafted, made = 0, []
+        while drafted < choice.depth and (not ends or together >= ends.go_on[drafted]):
+            made.append(says[(done + drafted) % len(says)])
+            if ends:
+                together *= ends.acceptance[drafted, made[-1]]
+                if together < ends.keep[drafted]:
+                    break
             drafted += 1
-        accepted = 0
-        while accepted < drafted and rng.random() < chances[(done + accepted) % len(chances)]:
-            accepted += 1
-        control.update(offer, drafted, accepted, steps * draft, curve[drafted])
-        done += 1 + accepted
-        seconds += curve[drafted] + steps * draft
+        right = 0
+        while right < len(made) and rng.random() < chances[made[right]]:
+            right += 1
+        round = Round(offer, choice.depth, drafted, right, len(made) * draft, curve[drafted], made)
+        control.update(round)
+        done += 1 + round.accepted
+        seconds += curve[drafted] + len(made) * draft
     return seconds * tokens / done
 
 
-@pytest.mark.parametrize("curve", [FLAT, [1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]], ids=["flat", "straight"])
+STRAIGHT = [1, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]
+LEVELS = _native.SURENESS_LEVELS
+
+
+@pytest.mark.parametrize("curve", [FLAT, STRAIGHT], ids=["flat", "straight"])
 def test_a_source_that_knows_when_it_is_unsure_gains_by_ending_drafts_early(curve):
-    chances = [0.97] * 6 + [0.05] * 3
-    fixed = min(simulate_sure(FixedDepth(depth), curve, chances) for depth in range(len(curve)))
-    assert simulate_sure(auto(curve), curve, chances) < 0.95 * fixed
+    chances = [0.05] * 5 + [0.97] * 3
+    says = [7] * 6 + [1] * 3
+    fixed = min(simulate_sure(FixedDepth(depth), curve, says, chances) for depth in range(len(curve)))
+    assert simulate_sure(auto(curve), curve, says, chances) < 0.95 * fixed
+
+
+def test_what_a_source_says_is_learnt_and_not_believed():
+    """Its surest tokens are never right, those that it is least sure of nearly always are."""
+    chances = [0.95] * 4 + [0.0] * 4
+    says = [0, 1, 2, 3, 7, 7, 7, 7]
+    fixed = min(simulate_sure(FixedDepth(depth), FLAT, says, chances) for depth in range(len(FLAT)))
+    assert simulate_sure(auto(FLAT), FLAT, says, chances) < 0.97 * fixed
+
+
+@pytest.mark.parametrize("curve", [FLAT, STRAIGHT], ids=["flat", "straight"])
+@pytest.mark.parametrize("chance", [0.0, 0.3, 0.6, 0.95])
+def test_sureness_that_says_nothing_is_no_worse_than_a_fixed_depth(curve, chance):
+    says = list(np.random.default_rng(1).integers(LEVELS, size=1000))
+    fixed = min(simulate_sure(FixedDepth(depth), curve, says, [chance] * LEVELS) for depth in range(len(curve)))
+    assert simulate_sure(auto(curve), curve, says, [chance] * LEVELS) < 1.1 * fixed
 
 
 def test_a_source_that_never_gets_as_far_as_asked_is_not_taken_to_be_right_there():
@@ -191,5 +220,13 @@ def test_a_source_that_never_gets_as_far_as_asked_is_not_taken_to_be_right_there
     for _ in range(200):
         choice = control.choose([offer], 8)
         drafted = min(choice.depth, 2)
-        control.update(offer, drafted, drafted, 0.002 * drafted, FLAT[drafted])
+        control.update(Round(offer, choice.depth, drafted, drafted, 0.002 * drafted, FLAT[drafted]))
     assert control.choose([offer], 8).depth <= 3
+
+
+def test_the_curve_starts_with_the_first_plain_pass():
+    control = AutoDepth(Alone(FLAT))
+    offers = [Confidence("test")]
+    assert control.choose(offers, 8)[:2] == (0, 0)
+    control.update(Round(offers[0], 0, 0, 0, 0.0, 0.5))
+    assert control.choose(offers, 8).depth > 0

@@ -66,17 +66,17 @@ def test_the_most_recent_occurrence_is_taken(text):
 def test_proposals_continue_a_repetition_past_the_end_of_the_text():
     lookup = PromptLookup()
     lookup.advance([7, 1, 2, 3, 1, 2, 3, 1])
-    assert lookup.propose(8) == [2, 3, 1, 2, 3, 1, 2, 3]
+    assert lookup.propose(8).tokens == [2, 3, 1, 2, 3, 1, 2, 3]
 
 
 def test_short_matches_propose_nothing():
     lookup = PromptLookup(min_match=3)
     lookup.advance([1, 2, 3, 9, 2, 3])
     assert lookup.confidence is None
-    assert lookup.propose(4) == []
+    assert lookup.propose(4).tokens == []
     lookup.advance([9, 2])
     assert lookup.confidence is not None
-    assert lookup.propose(2) == [3, 9]
+    assert lookup.propose(2).tokens == [3, 9]
 
 
 def test_confidence_grows_with_the_match():
@@ -90,5 +90,5 @@ def test_confidence_grows_with_the_match():
 
 
 def test_an_empty_source_proposes_nothing():
-    assert PromptLookup().propose(3) == []
+    assert PromptLookup().propose(3).tokens == []
     assert PromptLookup().confidence is None

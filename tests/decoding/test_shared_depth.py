@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from gemma_mtp.decoding import Confidence
-from gemma_mtp.decoding.shared_depth import DEPTHS, PassCost, SharedDepth
+from gemma_mtp.decoding import AutoDepth, Confidence
+from gemma_mtp.decoding.acceptance import DEPTHS
+from gemma_mtp.decoding.costs import PassCost
+from gemma_mtp.decoding.depth import Round
+from gemma_mtp.decoding.economy import Shared
 
 OFFER = Confidence("test")
 LIMIT = 8
@@ -16,11 +19,11 @@ def cost(fixed: float, rows: int) -> float:
 
 
 def rate(sequences: int, fixed: float, right: float, depth: int | None, noise: float = 0.1, passes: int = 600) -> float:
-    """Tokens a second of all sequences at a fixed depth, or at those that SharedDepth chooses (None)."""
+    """Tokens a second of all sequences at a fixed depth, or at those that AutoDepth chooses (None)."""
     rng = np.random.default_rng(0)
-    shared = SharedDepth()
+    shared = Shared()
     shared.sequences = sequences
-    controls = [shared.sequence() for _ in range(sequences)]
+    controls = [AutoDepth(shared) for _ in range(sequences)]
     tokens, seconds = 0, 0.0
     for _ in range(passes):
         drafted = [control.choose([OFFER], LIMIT)[1] if depth is None else depth for control in controls]
@@ -30,7 +33,7 @@ def rate(sequences: int, fixed: float, right: float, depth: int | None, noise: f
         given = 0
         for control, drafts in zip(controls, drafted, strict=True):
             accepted = int(np.argmin([*(rng.random(drafts) < right), False]))
-            control.update(OFFER, drafts, accepted, 0.0, seen)
+            control.update(Round(OFFER, drafts, drafts, accepted, 0.0, seen))
             given += 1 + accepted
         shared.measure(sequences, rows, given, seen, seen)
         tokens, seconds = tokens + given, seconds + true
@@ -47,22 +50,22 @@ def test_it_is_near_the_best_fixed_depth_and_not_below_plain(fixed: float, seque
 
 
 def test_nothing_is_drafted_before_a_pass_was_timed() -> None:
-    shared = SharedDepth()
-    assert shared.sequence().choose([OFFER], LIMIT)[:2] == (0, 0)
+    shared = Shared()
+    assert AutoDepth(shared).choose([OFFER], LIMIT)[:2] == (0, 0)
     shared.measure(1, 1, 1, 0.1, 0.1)
-    assert shared.sequence().choose([OFFER], LIMIT)[1] > 0
+    assert AutoDepth(shared).choose([OFFER], LIMIT)[1] > 0
 
 
 def test_the_fuller_the_machine_the_less_it_drafts() -> None:
     def drafted(sequences: int) -> float:
-        shared = SharedDepth()
+        shared = Shared()
         shared.sequences = sequences
-        controls = [shared.sequence() for _ in range(sequences)]
+        controls = [AutoDepth(shared) for _ in range(sequences)]
         depths = []
         for _ in range(200):
             chosen = [control.choose([OFFER], LIMIT)[1] for control in controls]
             for control, depth in zip(controls, chosen, strict=True):
-                control.update(OFFER, depth, depth // 2, 0.0, 0.0)
+                control.update(Round(OFFER, depth, depth, depth // 2, 0.0, 0.0))
             rows = sequences + sum(chosen)
             shared.measure(sequences, rows, rows - sum(chosen) // 2, cost(0.05, rows), cost(0.05, rows))
             depths += chosen

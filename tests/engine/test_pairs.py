@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_mtp._native import SURENESS_LEVELS
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, SamplingParams, TrainedDrafter
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.engine.engine import Engine, SequenceState
 from gemma_mtp.engine.scheduler import Request, Scheduler, Update
 from gemma_mtp.errors import CheckpointError
@@ -56,11 +58,11 @@ class OftenRight:
     def confidence(self):
         return self._drafter.confidence
 
-    def propose(self, depth: int, floor: float = 0.0) -> list[int]:
-        proposed = self._drafter.propose(depth, floor)
-        assert all(0 <= token < 256 for token in proposed)
+    def propose(self, depth: int, ends: Ends | None = None) -> Draft:
+        proposed = self._drafter.propose(depth, ends)
+        assert all(0 <= token < 256 for token in proposed.tokens)
         coming = list(self._text[self._at : self._at + depth])
-        return [token if self._rng.random() < 0.7 else (token + 1) % 256 for token in coming]
+        return Draft([token if self._rng.random() < 0.7 else (token + 1) % 256 for token in coming])
 
     def advance(self, tokens: Sequence[int]) -> None:
         self._at += len(tokens)
@@ -82,10 +84,10 @@ class Outcomes(Counter):
             def confidence(self):
                 return inner.confidence
 
-            def propose(self, depth: int, floor: float = 0.0) -> list[int]:
-                tokens = inner.propose(depth, floor)
-                self.drafted = len(tokens)
-                return tokens
+            def propose(self, depth: int, ends: Ends | None = None) -> Draft:
+                draft = inner.propose(depth, ends)
+                self.drafted = len(draft.tokens)
+                return draft
 
             def advance(self, tokens: Sequence[int]) -> None:
                 if self.drafted:
@@ -187,13 +189,13 @@ def test_a_drafter_drafts_the_same_in_passes_with_others(folder_of, drafter: str
     draft = engine.draft
 
     def watched(
-        sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float
-    ) -> list[int]:
-        tokens = draft(sequence, row, token, depth, params, floor)
+        sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, ends: Ends | None
+    ) -> Draft:
+        made = draft(sequence, row, token, depth, params, ends)
         place = (params.seed, *sequence.tokens, token)
-        common = min(len(tokens), len(proposed.get(place, tokens)))
-        assert tokens[:common] == proposed.setdefault(place, tokens)[:common]
-        return tokens
+        common = min(len(made.tokens), len(proposed.get(place, made.tokens)))
+        assert made.tokens[:common] == proposed.setdefault(place, made.tokens)[:common]
+        return made
 
     engine.draft = watched  # type: ignore[method-assign]
 
@@ -226,11 +228,19 @@ def test_a_draft_ends_where_it_becomes_too_unlikely(folder_of, drafter: str, tem
     sequence = engine.create()
     token = engine.step(sequence, PROMPT, 1, params).tokens[0]
     whole = engine.draft(sequence, 0, token, 3, params)
-    lengths = []
-    for floor in (0.0, 1e-6, 1e-4, 1e-2, 0.1, 1.0):
-        tokens = engine.draft(sequence, 0, token, 3, params, floor)
-        assert tokens == whole[: len(tokens)]
-        lengths.append(len(tokens))
-    assert lengths[0] == 3
-    assert lengths == sorted(lengths, reverse=True)
-    assert lengths[-1] == 0
+    assert len(whole.tokens) == len(whole.sureness) == 3
+    assert whole.left_out is None
+    chances = np.linspace(0.3, 0.9, 3 * SURENESS_LEVELS, dtype=np.float32).reshape(3, -1)
+    together = np.cumprod([chances[depth, level] for depth, level in enumerate(whole.sureness)])
+    none = np.zeros(3, np.float32)
+    for kept in range(3):
+        bar = np.array([0, 0, 0], np.float32)
+        bar[kept] = together[kept] * 1.01
+        left_out = Draft(whole.tokens[:kept], whole.sureness[: kept + 1], whole.tokens[kept])
+        assert engine.draft(sequence, 0, token, 3, params, Ends(chances, bar, none)) == left_out
+        assert engine.draft(sequence, 0, token, 3, params, Ends(chances, bar * 0.98, none)) == whole
+        made = 3 if drafter == "parallel heads" else kept  # which are all made at once
+        unmade = Draft(whole.tokens[:made], whole.sureness[:made])
+        bar[kept] = (together[kept - 1] if kept else 1.0) * 1.01
+        expected = unmade if kept else Draft([], [])
+        assert engine.draft(sequence, 0, token, 3, params, Ends(chances, none, bar)) == expected

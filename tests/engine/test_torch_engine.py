@@ -12,7 +12,9 @@ import torch
 
 from gemma_mtp import PairError, PromptError, SamplingParams, SettingsError, _native
 from gemma_mtp.checkpoints.load import open_checkpoint
-from gemma_mtp.decoding import Confidence, Decoding, DraftSource, FixedDepth, TrainedDrafter
+from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, TrainedDrafter
+from gemma_mtp.decoding.depth import Round
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.engine.torch_engine import TorchEngine, TorchSequence
 
 from ..checkpoints.tiny import TARGETS, Weights, drafter_for, write_folder
@@ -138,9 +140,9 @@ class Counting(FixedDepth):
         super().__init__(depth)
         self.outcomes = outcomes
 
-    def update(self, confidence: Confidence | None, drafted: int, accepted: int, *seconds: float) -> None:
-        if drafted:
-            outcome = "accepted" if accepted == drafted else "partly" if accepted else "rejected"
+    def update(self, done: Round) -> None:
+        if done.drafted:
+            outcome = "accepted" if done.accepted == done.drafted else "partly" if done.accepted else "rejected"
             self.outcomes[outcome] += 1
 
 
@@ -216,8 +218,8 @@ def test_drafts_share_the_noise_of_the_places_they_are_for(
             drafted=expected,
         )
         expected.append(sampled[0])
-    assert drafts == expected
-    assert len(set(drafts)) > 1
+    assert drafts.tokens == expected
+    assert len(set(drafts.tokens)) > 1
 
 
 @pytest.mark.parametrize("config", [ASSISTANTS["E4B"], HEADS], ids=["assistant", "heads"])
@@ -258,9 +260,20 @@ def test_a_draft_ends_where_it_becomes_too_unlikely(
     sequence = started(engine, TOKENS[:60])
     whole = engine.draft(sequence, 0, TOKENS[60], 3, GREEDY)
     logits, _ = engine.last_draft()
-    run = np.cumprod([np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits])
-    for length, (least, before) in enumerate(zip([*run, 0.0], [1.0, *run], strict=True)):
-        assert engine.draft(sequence, 0, TOKENS[60], 3, GREEDY, (least + before) / 2) == whole[:length]
+    likely = [np.exp(row.max() - np.logaddexp.reduce(row.astype(np.float64))) for row in logits]
+    assert whole.sureness == [_native.sureness(probability) for probability in likely]
+    chances = np.linspace(0.3, 0.9, 3 * _native.SURENESS_LEVELS, dtype=np.float32).reshape(3, -1)
+    together = np.cumprod([chances[depth, level] for depth, level in enumerate(whole.sureness)])
+    none = np.zeros(3, np.float32)
+    for kept in range(3):
+        bar = none.copy()
+        bar[kept] = together[kept] * 1.01
+        left_out = Draft(whole.tokens[:kept], whole.sureness[: kept + 1], whole.tokens[kept])
+        assert engine.draft(sequence, 0, TOKENS[60], 3, GREEDY, Ends(chances, bar, none)) == left_out
+    if config is not HEADS:  # heads are made all at once
+        bar[2] = together[1] * 1.01
+        unmade = Draft(whole.tokens[:2], whole.sureness[:2])
+        assert engine.draft(sequence, 0, TOKENS[60], 3, GREEDY, Ends(chances, none, bar)) == unmade
 
 
 @pytest.mark.parametrize("head", [{}, {"num_centroids": 64, "centroid_intermediate_top_k": 32}], ids=len)
@@ -281,7 +294,7 @@ def test_parallel_heads_score_with_the_targets_embedding(
 
     drafts = engine.draft(sequence, 0, TOKENS[60], 2, GREEDY)
     logits, _ = engine.last_draft()
-    assert len(drafts) == 2
+    assert len(drafts.tokens) == 2
     for i, found in enumerate(logits):
         y = norm(state, weights[f"{i}.ffn_norm"])
         y = weights[f"{i}.down"] @ (gelu(weights[f"{i}.gate"] @ y) * (weights[f"{i}.up"] @ y))
@@ -294,7 +307,7 @@ def test_parallel_heads_score_with_the_targets_embedding(
             assert (found[left_out] == -np.inf).all()
             expected[left_out] = -np.inf
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-        assert drafts[i] == expected.argmax()
+        assert drafts.tokens[i] == expected.argmax()
 
 
 def test_mistakes_are_told_in_sentences(engine_of: Callable, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.decoding import SamplingParams
+from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.engine.engine import Engine, SequenceState
 from gemma_mtp.engine.torch_engine import TorchEngine
 from gemma_mtp.models.decoder import decode
@@ -74,11 +75,17 @@ class NativeEngine(Engine):
     """Tells each step of its last draft by drafting once more for every one."""
 
     def draft(
-        self, sequence: SequenceState, row: int, token: int, depth: int, params: SamplingParams, floor: float = 0.0
-    ) -> list[int]:
+        self,
+        sequence: SequenceState,
+        row: int,
+        token: int,
+        depth: int,
+        params: SamplingParams,
+        ends: Ends | None = None,
+    ) -> Draft:
         self._last = (sequence, row, token)
         self._depth = depth
-        return super().draft(sequence, row, token, depth, params, floor)
+        return super().draft(sequence, row, token, depth, params, ends)
 
     def last_draft(self) -> tuple[np.ndarray, np.ndarray]:
         assert self.drafter is not None
@@ -181,7 +188,7 @@ def test_drafts_are_those_of_transformers(
             logits, hidden = engine.last_draft()
             errors = oracle.error(logits, expected.logits), oracle.error(hidden, expected.hidden)
             print(f"{kind}, {head}, {name}, {length} tokens: relative errors of logits, states {errors}")
-            assert drafted == expected.tokens
+            assert drafted.tokens == expected.tokens
             assert max(errors) < TOLERANCE
 
 

@@ -67,7 +67,7 @@ def test_transformers_loads_both_with_equal_logits(pair: Path) -> None:
     expected = oracle.draft(target, drafter, tokens, depth=3)
     sequence = model.engine.create()
     model.engine.step(sequence, tokens[:-1], 1, SamplingParams())
-    assert model.engine.draft(sequence, 0, tokens[-1], 3, SamplingParams()) == expected.tokens
+    assert model.engine.draft(sequence, 0, tokens[-1], 3, SamplingParams()).tokens == expected.tokens
     greedy = target.generate(torch.tensor([tokens]), max_new_tokens=12, do_sample=False)
     assisted = target.generate(torch.tensor([tokens]), assistant_model=drafter, max_new_tokens=12, do_sample=False)
     assert np.array_equal(greedy, assisted)

@@ -1,0 +1,129 @@
+"""What a round of drafting costs, in the tokens that its seconds would have given otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gemma_mtp.decoding.acceptance import DEPTHS, Experience
+from gemma_mtp.decoding.costs import CostCurve, DraftCost, PassCost
+
+GUESSED_SHAPE = [1 + 0.08 * row for row in range(1 + DEPTHS)]  # where memory is the limit
+
+
+class Economy(Protocol):
+    """Prices time for the depth control of a sequence.
+
+    experience: what the drafts of other texts have taught. draft: seconds of a drafted token, by source.
+    """
+
+    experience: Experience
+    draft: DraftCost
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second that time is worth; None before anything was timed."""
+
+    @property
+    def plain_is_old(self) -> bool:
+        """Whether it is long ago that a pass without drafts was measured."""
+
+    def more(self, depth: int) -> float:
+        """Seconds that a draft of so many tokens makes a pass longer."""
+
+    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float) -> None:
+        """Tells of a round of the sequence: the tokens it gave, of how many were drafted in `drafting` seconds, as
+        estimated, and the seconds of the pass."""
+
+
+class Alone:
+    """A sequence that has its passes to itself: each width's seconds are known apart, and time is worth the sequence's
+    own running rate, at least that of plain decoding.
+
+    shape: C(T)/C(1) for T = 1, 2, ... rows, from which the curve starts once a plain pass is timed; the longest draft
+    is one shorter.
+    """
+
+    PLAIN_AGE = 64  # rounds
+    RATE_DECAY = 0.98
+
+    def __init__(self, shape: Sequence[float], experience: Experience | None = None, seconds: float | None = None):
+        """seconds: of a plain pass, if that is known."""
+        self.experience = experience or Experience()
+        self.draft = DraftCost()
+        self._shape = shape
+        self.curve = CostCurve([seconds * ratio for ratio in shape]) if seconds else None
+        self._tokens = self._seconds = 0.0  # decaying sums
+
+    @property
+    def rate(self) -> float | None:
+        if self.curve is None:
+            return None
+        plain = 1 / self.curve.seconds[0]
+        return max(plain, self._tokens / self._seconds) if self._seconds else plain
+
+    @property
+    def plain_is_old(self) -> bool:
+        return self.curve is not None and self.curve.age[0] >= self.PLAIN_AGE
+
+    def more(self, depth: int) -> float:
+        assert self.curve is not None
+        seconds = self.curve.seconds
+        return seconds[depth] - seconds[0] if depth < len(seconds) else float("inf")
+
+    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float) -> None:
+        if self.curve is None:
+            if drafted == 0:
+                self.curve = CostCurve([seconds_pass * ratio for ratio in self._shape])
+            return
+        if drafted < len(self.curve.seconds):
+            self.curve.measure(drafted, seconds_pass)
+        seconds = self.curve.seconds[min(drafted, len(self.curve.seconds) - 1)] + drafting
+        self._tokens = self.RATE_DECAY * self._tokens + tokens
+        self._seconds = self.RATE_DECAY * self._seconds + seconds
+
+
+class Shared:
+    """Sequences that share their passes.
+
+    A drafted row makes the pass longer for everyone: it costs the tokens that all sequences together would give in that
+    time. With few sequences a row is cheap, for a pass waits for the weights anyway; the fuller the machine, the nearer
+    the price comes to one token, and drafting ends by itself.
+
+    sequences: those that decode in the coming pass.
+    """
+
+    DECAY = 0.98
+    plain_is_old = False  # passes of all sizes are one line
+
+    def __init__(self) -> None:
+        self.experience = Experience()
+        self.draft = DraftCost()
+        self.cost = PassCost()
+        self.sequences = 1
+        self._rounds = self._rows = self._tokens = self._drafting = 0.0  # decaying sums over sequences' rounds
+
+    @property
+    def rate(self) -> float | None:
+        """Of the sequences there are now, each with the usual round. Prompts beside them do not lower it: their rows
+        must be run at some time, and until then a row of a draft delays others as it would without them."""
+        if self._rounds == 0:
+            return None
+        rounds = self.sequences / self._rounds
+        return rounds * self._tokens / (self.cost.seconds(rounds * self._rows) + rounds * self._drafting)
+
+    def more(self, depth: int) -> float:
+        return self.cost.per_row * depth if depth <= DEPTHS else float("inf")
+
+    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float) -> None:
+        """Nothing: `measure` is told of whole passes."""
+
+    def measure(self, sequences: int, rows: int, tokens: int, seconds_pass: float, seconds: float) -> None:
+        """Tells a pass over decoding sequences alone: how many, its rows, the tokens it gave, its seconds without and
+        with those of drafting."""
+        self.cost.measure(rows, seconds_pass)
+        sums = (self._rounds, self._rows, self._tokens, self._drafting)
+        added = (sequences, rows, tokens, seconds - seconds_pass)
+        self._rounds, self._rows, self._tokens, self._drafting = (
+            self.DECAY * old + new for old, new in zip(sums, added, strict=True)
+        )
