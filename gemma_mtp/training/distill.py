@@ -7,8 +7,10 @@ token that step j is fed is the text's: on text that the target wrote itself, th
 
 Parallel heads (models/heads.py) make all steps of a round from the target's state alone, head j the token at p + j.
 
-The loss of a step is the cross-entropy to the target's distribution ("knowledge distillation", Hinton et al. 2015,
-arXiv 1503.02531), so it is least where the two agree; a step deeper counts DEPTH_WEIGHT times as much.
+The loss of a step is least where drafter and target agree. A part of it is what acceptance depends on: the total
+variation 1 - sum min(p, q), which is the share of tokens that even the best coupling rejects. It hardly moves what is
+far from right, so the rest is the cross-entropy to the target's distribution ("knowledge distillation", Hinton et al.
+2015, arXiv 1503.02531). A step deeper counts DEPTH_WEIGHT times as much.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from gemma_mtp.training.optimise import SAVE_SECONDS, Budget, Log, Optimiser, Pr
 from gemma_mtp.training.pretrain import run_target
 
 DEPTH_WEIGHT = 0.8
+OVERLAP_WEIGHT = 0.6  # of the total variation in the loss, the rest being cross-entropy
 CENTROID_WEIGHT = 0.3
 _LOG_EVERY = 20  # steps
 _HELD_OUT_EVERY = 5  # lines of the log
@@ -67,7 +70,10 @@ class DraftedRows:
     centroid_probs: Tensor | None
 
     def loss(self) -> Tensor:
-        loss = F.cross_entropy(self.logits, self.probs)
+        logs = self.logits.log_softmax(-1)
+        entropy = -(self.probs * logs).sum(-1).mean()
+        apart = 1 - torch.minimum(logs.exp(), self.probs).sum(-1).mean()
+        loss = (1 - OVERLAP_WEIGHT) * entropy + OVERLAP_WEIGHT * apart
         if self.centroid_scores is not None and self.centroid_probs is not None:
             loss = loss + CENTROID_WEIGHT * F.cross_entropy(self.centroid_scores, self.centroid_probs)
         return loss
