@@ -38,7 +38,7 @@ from gemma_mtp.training.drafter import (
     with_embedding,
 )
 from gemma_mtp.training.evaluate import acceptance
-from gemma_mtp.training.export import write_compact, write_folder
+from gemma_mtp.training.export import widened, write_compact, write_folder
 from gemma_mtp.training.fitting import fit_first_matrix
 from gemma_mtp.training.heads import first_heads, heads_config
 from gemma_mtp.training.optimise import Budget, Log, load_progress, save_progress
@@ -48,6 +48,7 @@ PYTHON = "python"  # as data: Python's own library, which is also the default
 ITSELF = "itself"  # as data, beside other: what the target says when it is given nothing
 RATE, GENTLE_RATE = 2e-3, 5e-4
 _FITTED_SHARDS = 4
+WIDENED_BY = 32  # of zeros: a block of the quantisations
 Show = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done."""
 
@@ -177,7 +178,11 @@ class Training:
             show=lambda share: show("The drafter learns", share),
             save=lambda progress: save_progress(out / "progress.pt", drafter_weights, progress),
         )
-        write_folder(out, self.described, with_embedding(drafter_weights, embedding))
+        described, whole = self.described, with_embedding(drafter_weights, embedding)
+        if isinstance(self.drafter, DrafterConfig) and self.inherited and self.target.family == "gemma4":
+            # For llama.cpp, which runs these.
+            described, whole = widened(described, whole, self.drafter.hidden + WIDENED_BY)
+        write_folder(out, described, whole)
         if isinstance(self.drafter, DrafterConfig) and "embed" not in drafter_weights:
             write_compact(out / "compact", self.described, drafter_weights)
         self._write_tokenizer()

@@ -30,7 +30,7 @@ from gemma_mtp.training.export import write_folder
 from gemma_mtp.training.heads import first_heads
 from gemma_mtp.training.optimise import Budget, Log, initial_weights, on_device
 from gemma_mtp.training.pretrain import pretrain, run_target
-from gemma_mtp.training.train import Training, TrainSettings
+from gemma_mtp.training.train import WIDENED_BY, Training, TrainSettings
 
 from ..checkpoints.tiny import TARGETS
 from ..parity import oracle
@@ -169,6 +169,8 @@ def test_one_that_starts_as_the_last_layers_is_right_from_the_start(target: dict
         prompts = [model.tokenize(PROMPT[:end]) for end in (10, 20, 30)]
         rates[name] = acceptance(model, prompts, SamplingParams(max_tokens=64, temperature=1.0)).rates[0]
     assert rates["inherited"] > rates["random"] + 0.1
+    of_target, drafter = (open_checkpoint(path).config for path in (target["target"], tmp_path / "inherited"))
+    assert drafter.hidden == of_target.hidden + (WIDENED_BY if of_target.family == "gemma4" else 0)
 
 
 def test_parallel_heads_are_trained_for_a_target_too(target: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Draft-length controls over recorded texts: what each would gain, without the noise of a clock.
+
+    python benchmarks/depth.py [MODEL] [--drafter D] [--tokens N] [--seeds N]
+
+What drafts propose at a place depends on the text alone, so one plain decoding that asks every source at every place
+records all that any control could have met. Controls are then run over the record in simulated time: passes cost what
+this machine's passes cost, measured first, and a drafted token what a step of the drafter does. Prints, for each kind
+of prompt, the speed over plain decoding of fixed depths and of automatic drafting, with and without the drafter; and
+how often tokens were right by the drafter's sureness (which decoding/acceptance.py starts from).
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean, geometric_mean
+
+from gemma_mtp import Model, SamplingParams
+from gemma_mtp.decoding import AutoDepth, Confidence, DepthControl, FixedDepth, PromptLookup
+from gemma_mtp.decoding.acceptance import DEPTHS, LEVELS
+from gemma_mtp.decoding.depth import Round
+from gemma_mtp.decoding.drafting import Draft, Ends
+from gemma_mtp.decoding.economy import Alone
+from gemma_mtp.decoding.progress import BESIDE, accept
+from gemma_mtp.engine.cost_shape import measured_shape
+from gemma_mtp.measuring.cost import measure_costs
+from gemma_mtp.prompts import NINE_KINDS
+
+MADE = 4  # tokens that the drafter is asked for at each place
+SAMPLED = {"temperature": 1.0, "top_k": 64, "top_p": 0.95}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What may be drafted after one token of a text."""
+
+    drafter: Draft | None
+    lookup: tuple[Confidence, list[int]] | None
+
+
+@dataclass(frozen=True)
+class Record:
+    kind: str
+    text: list[int]
+    places: list[Place]  # one for each token of the text but the last
+
+
+def record(model: Model, kind: str, params: SamplingParams) -> Record:
+    engine, ids = model.engine, model.tokenize(NINE_KINDS[kind])
+    lookup, sequence, places = PromptLookup(), engine.create(), []
+    lookup.advance(ids)
+    text = engine.step(sequence, ids, 1, params, len(ids)).tokens
+    lookup.advance(text)
+    while len(text) <= params.max_tokens:
+        drafter = engine.draft(sequence, 0, text[-1], MADE, params) if engine.drafts else None
+        confidence = lookup.confidence
+        places.append(Place(drafter, (confidence, lookup.propose(DEPTHS).tokens) if confidence else None))
+        text += engine.step(sequence, text[-1:], 1, params, len(ids)).tokens
+        lookup.advance(text[-1:])
+    engine.release(sequence)
+    return Record(kind, text, places)
+
+
+def ended(draft: Draft, depth: int, ends: Ends | None) -> Draft:
+    """What the drafter would have made of a draft if it had been asked for this."""
+    together, sureness = 1.0, list(draft.sureness)
+    for at in range(min(depth, len(draft.tokens))):
+        if ends is not None and together < ends.go_on[at]:
+            return Draft(draft.tokens[:at], sureness[:at])
+        if ends is not None:
+            together *= float(ends.acceptance[at, sureness[at]])
+            if together < ends.keep[at]:
+                return Draft(draft.tokens[:at], sureness[: at + 1], draft.tokens[at])
+    return Draft(draft.tokens[:depth], sureness[:depth])
+
+
+def speed(record: Record, control: DepthControl, curve: list[float], step: float, drafter: bool, lookup: bool) -> float:
+    """Tokens a second under a control. curve: seconds of passes of 1, 2, ... rows; step: of a step of the drafter."""
+    at, seconds = 0, 0.0
+    while at < len(record.places):
+        place, coming = record.places[at], record.text[at + 1 :]
+        drafts: list[tuple[Confidence, Draft]] = []
+        if drafter and place.drafter:
+            drafts.append((Confidence("drafter", None), place.drafter))
+        if lookup and place.lookup:
+            drafts.append((place.lookup[0], Draft(place.lookup[1])))
+        if not drafts:
+            control.update(Round(None, 0, 0, 0, 0.0, curve[0]))
+            seconds, at = seconds + curve[0], at + 1
+            continue
+        limit = min(len(coming) - 1, len(curve) - 1)
+        choice = control.choose([confidence for confidence, _ in drafts], limit)
+        confidence, whole = drafts[choice.taken]
+        sure = confidence.level is None
+        made = ended(whole, choice.depth, choice.ends) if sure else Draft(whole.tokens[: choice.depth])
+        drafted = len(made.tokens)
+        right = accept(made.made, coming[: drafted + 1])
+        drafting = step * len(made.made) if sure else 0.0
+        done = Round(confidence, choice.depth, drafted, right, drafting, curve[drafted], made.sureness)
+        control.update(done)
+        for other, proposal in drafts:
+            if other.level is not None and not (other is confidence and choice.depth):
+                asked = min(BESIDE, 1 + done.accepted, len(proposal.tokens))
+                control.observe(other, asked, accept(proposal.tokens[:asked], coming))
+        seconds += drafting + curve[drafted]
+        at += 1 + done.accepted
+    return at / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--drafter", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--seeds", type=int, default=2)
+    asked = parser.parse_args()
+    model = Model.load(asked.model, drafter=asked.drafter, threads=asked.threads)
+    shape = measured_shape(model.engine, seconds=2)
+    if shape is None:
+        parser.error("a pass of this model takes too long to measure several widths")
+    step = measure_costs(model, (1,), 3).draft_share or 0.0
+    print("C(T)/C(1)", *(f"{ratio:.2f}" for ratio in shape), f"  a step of the drafter: {step:.3f}")
+    controls: dict[str, Callable[[Record], float]] = {
+        f"depth {depth}": lambda one, depth=depth: speed(one, FixedDepth(depth), shape, step, True, False)
+        for depth in range(1, MADE + 1)
+    }
+    controls["auto"] = lambda one: speed(one, AutoDepth(Alone(shape)), shape, step, True, True)
+    controls["auto, drafter"] = lambda one: speed(one, AutoDepth(Alone(shape)), shape, step, True, False)
+    controls["auto, lookup"] = lambda one: speed(one, AutoDepth(Alone(shape)), shape, step, False, True)
+    print(f"{'':18}", *(f"{name:>13}" for name in controls))
+    right: dict[int, list[bool]] = defaultdict(list)
+    for decoding, settings, seeds in (("greedy", {}, 1), ("sampled", SAMPLED, asked.seeds)):
+        gains: dict[str, list[float]] = {name: [] for name in controls}
+        for kind in NINE_KINDS:
+            records = [
+                record(model, kind, SamplingParams(max_tokens=asked.tokens, seed=seed, **settings))
+                for seed in range(seeds)
+            ]
+            for name, of in controls.items():
+                gains[name].append(fmean(of(one) for one in records))
+            print(f"{decoding} {kind:10}", *(f"{gains[name][-1]:13.3f}" for name in controls), flush=True)
+            for one in records:
+                for at, place in enumerate(one.places):
+                    if place.drafter and place.drafter.tokens:
+                        right[place.drafter.sureness[0]].append(place.drafter.tokens[0] == one.text[at + 1])
+        for name, of_all in (("mean", geometric_mean), ("worst", min)):
+            print(f"{decoding} {name:10}", *(f"{of_all(gains[one]):13.3f}" for one in controls))
+    if right:
+        print("right by sureness:", *(f"{fmean(right[i]):.2f} ({len(right[i])})" for i in range(LEVELS) if right[i]))
+
+
+if __name__ == "__main__":
+    main()
