@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Unpack
 
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
@@ -19,7 +20,7 @@ from gemma_mtp.engine.memory import kv_memory_of
 from gemma_mtp.engine.scheduler import Request, Scheduler, Update
 from gemma_mtp.errors import BusyError, SettingsError
 from gemma_mtp.generation import Channels, Generation, Piece
-from gemma_mtp.model import Asked, Draft, Model, Prompt, ToolChoice, Tools
+from gemma_mtp.model import AnswerOptions, Asked, Draft, Model, Prompt
 
 _log = logging.getLogger("gemma_mtp")
 
@@ -137,29 +138,13 @@ class AsyncEngine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         draft: Draft = "auto",
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        thinking: bool = False,
-        prediction: str | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> AsyncStream:
         """Starts a generation, with the arguments of Model.generate; to be called where an event loop runs.
 
         Raises PromptError, SettingsError, and BusyError when the queue is full or the engine is closing.
         """
-        return self.start(
-            self.model.ask(
-                prompt,
-                params,
-                draft,
-                tools=tools,
-                tool_choice=tool_choice,
-                parallel_tool_calls=parallel_tool_calls,
-                thinking=thinking,
-                prediction=prediction,
-            )
-        )
+        return self.start(self.model.ask(prompt, params, draft, **options))
 
     def start(self, asked: Asked, client: str = "") -> AsyncStream:
         """The same for what `Model.ask` has made ready, in another thread perhaps. client: whose it is; a free place

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypedDict, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,21 @@ Prompt = str | Sequence[int] | Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]  # "auto", "required" or {"type": "function", "function": {"name": ...}}
 Draft = int | str  # "auto", "off" or a number of tokens
+
+
+class AnswerOptions(TypedDict, total=False):
+    """What Model.generate, Model.stream and AsyncEngine.submit take beside prompt, settings and draft.
+
+    tools: declared in OpenAI's form, for conversations. tool_choice: can force a call: "required", or OpenAI's object
+    that names a function (several calls only with "required" and `parallel_tool_calls`). thinking: lets the model
+    reason before it answers. prediction: what the output is expected to be, or to hold parts of; lookup drafts from it.
+    """
+
+    tools: Tools | None
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    thinking: bool
+    prediction: str | None
 
 
 @dataclass(frozen=True)
@@ -146,31 +161,14 @@ class Model:
         prompt: Prompt,
         params: SamplingParams | None = None,
         draft: Draft = "auto",
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        thinking: bool = False,
-        prediction: str | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Continues a prompt (text or token ids), or answers a conversation. Its tokens do not depend on `draft`.
 
-        A conversation is a list of messages in OpenAI's form, {"role": ..., "content": ...}; `tools` are declared in
-        OpenAI's form as well, and `tool_choice` can force a call: "required", or OpenAI's object that names a function
-        (several calls only with "required" and `parallel_tool_calls`). `thinking` lets the model reason before it
-        answers. Stop strings are looked for in the answer alone. prediction: what the output is expected to be, or to
-        hold parts of; lookup drafts from it.
+        A conversation is a list of messages in OpenAI's form, {"role": ..., "content": ...}. Stop strings are looked
+        for in the answer alone.
         """
-        stream = self.stream(
-            prompt,
-            params,
-            draft,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            thinking=thinking,
-            prediction=prediction,
-        )
+        stream = self.stream(prompt, params, draft, **options)
         for _ in stream:
             pass
         return stream.generation
@@ -180,24 +178,10 @@ class Model:
         prompt: Prompt,
         params: SamplingParams | None = None,
         draft: Draft = "auto",
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        thinking: bool = False,
-        prediction: str | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Stream:
         """The same, piece by piece. Raises PromptError and SettingsError before the first piece."""
-        asked = self.ask(
-            prompt,
-            params,
-            draft,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            thinking=thinking,
-            prediction=prediction,
-        )
+        asked = self.ask(prompt, params, draft, **options)
         depth: DepthControl | None = None
         if asked.draft == "auto":
             depth = AutoDepth(Alone(self._shape(), self._experience))
@@ -236,7 +220,7 @@ class Model:
         thinking: bool = False,
         prediction: str | None = None,
     ) -> Asked:
-        """What a generation needs to run, checked. Raises PromptError and SettingsError."""
+        """What a generation needs to run, checked: see AnswerOptions. Raises PromptError and SettingsError."""
         ends = self._tokenizer.eos_ids | set(self.config.eos)
         chat: ChatText | None = None
         if _is_conversation(prompt):
