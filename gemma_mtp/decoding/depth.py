@@ -5,6 +5,7 @@ Timing steers depth and nothing else: which tokens come out does not depend on i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -100,6 +101,9 @@ class AutoDepth:
     What is not chosen is not observed, but for the proposals that cost nothing (DraftSource.free). So now and then a
     round does something else: drafts while that does not pay, or decodes plainly where the cost of that was last
     measured long ago. What that may lose is kept under PROBE_SHARE of all tokens, plus a fixed allowance.
+
+    Thinking takes time too, which tells where passes are short: a gain must pay for it, and after a round that does not
+    draft, none is thought about for as long as keeps it under OWN_SHARE of the passes.
     """
 
     MARGIN = 0.05  # tokens a round: less is not worth a draft, for costs and acceptance are but estimates
@@ -109,6 +113,9 @@ class AutoDepth:
     PROBE_ALLOWANCE = 0.5  # tokens
     PROBE_CHARGE = 0.1  # tokens that a probe in vain counts for at least: costs are only estimates
     FURTHER_DECAY = 0.95
+    OWN_SHARE = 0.02
+    OWN_DECAY = 0.9  # with each round that is thought about
+    IDLE_MOST = 32  # rounds
 
     def __init__(self, economy: Economy):
         self._economy = economy
@@ -121,17 +128,41 @@ class AutoDepth:
         self._plain_rounds = self.PROBE_EVERY  # since the last draft
         self._tokens = 0
         self._lost = 0.0  # tokens, by probes
+        self._own = 0.0  # seconds that thinking about a round takes
+        self._thought = 0.0  # seconds that it took before the coming one
+        self._idle = 0  # rounds to come that are not thought about
 
     def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
-        rate, limit = self._economy.rate, min(limit, DEPTHS)
-        self._plan, self._probing = _Plan(0.0, 0), False
+        self._plan, self._probing, self._thought = _Plan(0.0, 0), False, 0.0
+        if self._idle:
+            self._idle -= 1
+            self._plain_rounds += 1
+            return Choice(0, 0)
+        start = time.perf_counter()
+        choice = self._choice(offers, min(limit, DEPTHS))
+        self._thought = time.perf_counter() - start
+        return choice
+
+    def update(self, done: Round) -> None:
+        self._tokens += 1 + done.accepted
+        if not self._thought and self._economy.rate is not None:
+            return
+        start = time.perf_counter()
+        self._take_in(done)
+        seconds = self._thought + time.perf_counter() - start
+        self._own += (1 - self.OWN_DECAY) * (seconds - self._own) if self._own else seconds
+        if not done.asked and self._economy.rate is not None:
+            self._idle = min(int(self._own / (self.OWN_SHARE * self._economy.plain)), self.IDLE_MOST)
+
+    def _choice(self, offers: Sequence[Confidence], limit: int) -> Choice:
+        rate = self._economy.rate
         if rate is None or limit < 1:
             return Choice(0, 0)
         plans = [self._offered(offer, limit, rate) for offer in offers]
         taken = max(range(len(offers)), key=lambda i: plans[i].gain)
         plan = plans[taken]
         budget = self.PROBE_SHARE * self._tokens + self.PROBE_ALLOWANCE - self._lost
-        if plan.gain < self.MARGIN:
+        if plan.gain < self.MARGIN + rate * self._own:
             price = rate * (self._economy.more(1) + self._economy.draft.seconds(offers[taken].source))
             self._probing = self._plain_rounds >= self.PROBE_EVERY and max(price, self.PROBE_CHARGE) <= budget
             plan = plan._replace(depth=1 if self._probing else 0)
@@ -141,7 +172,7 @@ class AutoDepth:
         self._plan, self._plain_rounds = plan, 0 if plan.depth else self._plain_rounds + 1
         return Choice(taken, plan.depth, plan.ends if plan.depth else None)
 
-    def update(self, done: Round) -> None:
+    def _take_in(self, done: Round) -> None:
         economy, drafting = self._economy, 0.0
         if done.confidence is not None and done.asked:
             source, steps = done.confidence.source, len(done.sureness) or min(done.drafted + 1, done.asked)
@@ -157,11 +188,11 @@ class AutoDepth:
             if not done.accepted and done.drafted:
                 loss = max(loss, self.PROBE_CHARGE)
             self._lost = max(0.0, self._lost + loss)  # one that paid buys the next
-        self._tokens += 1 + done.accepted
         economy.told(1 + done.accepted, done.drafted, drafting, done.seconds_pass)
 
     def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
-        self._of(confidence).observe(min(asked, DEPTHS), min(accepted, DEPTHS))
+        if self._thought:
+            self._of(confidence).observe(min(asked, DEPTHS), min(accepted, DEPTHS))
 
     def _offered(self, offer: Confidence, limit: int, rate: float) -> _Plan:
         return self._sure(offer.source, limit, rate) if offer.level is None else self._settled(offer, limit, rate)
@@ -197,14 +228,16 @@ class AutoDepth:
         """Tokens that a further row costs at each depth, or a row of as many as are cheapest together: where the third
         costs nothing, the second may be worth its price for it."""
         more = [self._economy.more(depth) for depth in range(limit + 1)]
-        runs: list[tuple[float, int]] = []  # from the last depth on: seconds a row, and of how many rows
-        for seconds in (after - before for before, after in zip(reversed(more[:-1]), reversed(more[1:]), strict=True)):
-            rows = 1
+        bars: list[float] = []
+        runs: list[tuple[float, int]] = []  # of the depths so far: seconds a row, and rows
+        for depth in range(limit, 0, -1):
+            seconds, rows = more[depth] - more[depth - 1], 1
             while runs and runs[-1][0] < seconds:
                 of_run, length = runs.pop()
                 seconds, rows = (seconds * rows + of_run * length) / (rows + length), rows + length
             runs.append((seconds, rows))
-        return [rate * seconds for seconds, rows in reversed(runs) for _ in range(rows)]
+            bars.append(rate * seconds)
+        return bars[::-1]
 
     def _learn(self, done: Round, drafting: float) -> None:
         """What a draft of a source that says how sure it is has taught: what was expected of it, rather than what came

@@ -25,6 +25,10 @@ class Economy(Protocol):
         """Tokens a second that time is worth; None before anything was timed."""
 
     @property
+    def plain(self) -> float:
+        """Seconds of a round without drafts; its share of a pass that sequences share. Asked once `rate` is known."""
+
+    @property
     def plain_is_old(self) -> bool:
         """Whether it is long ago that a pass without drafts was measured."""
 
@@ -61,6 +65,11 @@ class Alone:
             return None
         plain = 1 / self.curve.seconds[0]
         return max(plain, self._tokens / self._seconds) if self._seconds else plain
+
+    @property
+    def plain(self) -> float:
+        assert self.curve is not None
+        return self.curve.seconds[0]
 
     @property
     def plain_is_old(self) -> bool:
@@ -111,6 +120,10 @@ class Shared:
             return None
         rounds = self.sequences / self._rounds
         return rounds * self._tokens / (self.cost.seconds(rounds * self._rows) + rounds * self._drafting)
+
+    @property
+    def plain(self) -> float:
+        return self.cost.seconds(self.sequences) / self.sequences
 
     def more(self, depth: int) -> float:
         return self.cost.per_row * depth if depth <= DEPTHS else float("inf")
