@@ -1,5 +1,6 @@
 // Attention over a paged cache. Lanes run over positions while scoring and over the head's elements while summing
-// values, so no sum ever crosses lanes and a query's result cannot depend on the queries beside it.
+// values, so no sum ever crosses lanes and a query's result cannot depend on the queries beside it. Scoring a block fetches
+// the next block's keys and its own values: pages are too short for the CPU to foresee them.
 #include "attention.h"
 
 #include "gmtp/simd.h"
@@ -58,7 +59,8 @@ void put_value(const float* value, int64_t dim, int position, int8_t* page) {
 }
 
 // Scores of Q queries at block `block` of a page, 16 positions: scores[query * kChunkPositions + position].
-template <int Q> void score_block(const float* q, int64_t dim, const int8_t* page, int block, float* scores) {
+template <int Q>
+void score_block(const float* q, int64_t dim, const int8_t* page, int block, const int8_t* ahead, const int8_t* values, float* scores) {
     const int8_t* keys = page + block * dim * 16;
     const uint16_t* scale = scales_of(page, dim) + block * 16;
     f32x16 acc[Q];
@@ -67,6 +69,10 @@ template <int Q> void score_block(const float* q, int64_t dim, const int8_t* pag
         f32x16 part[Q];
         for (int i = 0; i < Q; i++) part[i] = zero();
         for (int64_t e = d; e < d + kKvBlock; e++) {
+            if (e % 4 == 0) {
+                __builtin_prefetch(ahead + e * 16, 0, 2);
+                __builtin_prefetch(values + e * 16, 0, 2);
+            }
             f32x16 k = load_as(keys + e * 16);
             for (int i = 0; i < Q; i++) part[i] = fma(set1(q[e * Q + i]), k, part[i]);
         }
@@ -76,11 +82,16 @@ template <int Q> void score_block(const float* q, int64_t dim, const int8_t* pag
     for (int i = 0; i < Q; i++) store(scores + i * kChunkPositions, acc[i]);
 }
 
-template <int Q, class T> void score_block(const float* q, int64_t dim, const T* page, int block, float* scores) {
+template <int Q, class T>
+void score_block(const float* q, int64_t dim, const T* page, int block, const T* ahead, const T* values, float* scores) {
     const T* keys = page + block * dim * 16;
     f32x16 acc[Q];
     for (int i = 0; i < Q; i++) acc[i] = zero();
     for (int64_t d = 0; d < dim; d++) {
+        if (d % (4 / sizeof(T)) == 0) {
+            __builtin_prefetch(ahead + d * 16, 0, 2);
+            __builtin_prefetch(values + d * 16, 0, 2);
+        }
         f32x16 k = load_as(keys + d * 16);
         for (int i = 0; i < Q; i++) acc[i] = fma(set1(q[d * Q + i]), k, acc[i]);
     }
@@ -147,8 +158,12 @@ void attend(const float* q, int64_t dim, const void* const* key_pages, const voi
             const int* first, const int* last, float* weights, Partial* partial, float* out) {
     const int block0 = begin / 16, block1 = (end + 15) / 16;
     constexpr int kPageBlocks = kPagePositions / 16;
+    const auto block_of = [dim](const void* const* pages, int b) {
+        return (const T*)pages[b / kPageBlocks] + b % kPageBlocks * dim * 16;
+    };
     for (int b = block0; b < block1; b++)
-        score_block<Q>(q, dim, (const T*)key_pages[b / kPageBlocks], b % kPageBlocks, weights + b * 16);
+        score_block<Q>(q, dim, (const T*)key_pages[b / kPageBlocks], b % kPageBlocks,
+                       block_of(key_pages, b + 1 < block1 ? b + 1 : b), block_of(value_pages, b), weights + b * 16);
     for (int i = 0; i < Q; i++)
         partial[i] = exponentials(weights + i * kChunkPositions, block0, block1, first[i], last[i]);
 
