@@ -88,7 +88,7 @@ def main() -> None:
             engines[name] = load(args.model, dtype=dtype).engine
         engines["Q4_0 calibrated"] = load(path).engine
     found = {name: sizes(engine) for name, engine in engines.items()}
-    for name, seconds in costs(engines, args.repeats).items():
+    for name, seconds in costs(engines, texts["prose"][0][:PROMPT], args.repeats).items():
         found[name] |= seconds
     for block in (64, 128) if args.wide else ():
         name = f"4 bits, blocks of {block}, calibrated"
@@ -181,9 +181,9 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-def costs(engines: Mapping[str, Engine], repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of passes of 1 and 4 rows in milliseconds, the engines taking turns."""
-    tokens = np.random.default_rng(0).integers(2, next(iter(engines.values())).config.vocab, PROMPT).tolist()
+def costs(engines: Mapping[str, Engine], text: Sequence[int], repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of passes of 1 and 4 rows in milliseconds, after a text, the engines taking turns."""
+    tokens = [int(token) for token in text]
     sequences = {name: engine.create() for name, engine in engines.items()}
     taken: dict[tuple[str, int], list[float]] = {(name, rows): [] for name in engines for rows in (1, 4)}
     for name, engine in engines.items():
