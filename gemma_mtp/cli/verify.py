@@ -50,7 +50,7 @@ def verify(
             threads=threads,
             context=ctx,
             dtype=dtype,
-        kv=kv,
+            kv=kv,
             drafter_dtype=drafter_dtype,
             device=device,
         )
