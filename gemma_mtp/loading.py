@@ -27,6 +27,9 @@ CACHE_VARIABLE = "GEMMA_MTP_CACHE"
 BYTES_A_THREAD = 16 << 20
 """Less than this a thread reads in less time than threads take to wait for each other, above all on a busy machine."""
 
+LIMITS = {"on": MOST_BYTES, "auto": UNASKED_BYTES, "off": 0}
+"""The most bytes of packed weights that are kept, by what CACHE_VARIABLE says."""
+
 _log = logging.getLogger("gemma_mtp")
 
 
@@ -54,8 +57,8 @@ class Loaded:
     template: ChatTemplate
     name: str
     drafter_name: str | None
-    cost_key: str
-    """Says all that the cost of a pass depends on (engine/cost_shape.py)."""
+    cost_key: str | None
+    """Says all that the cost of a pass depends on (engine/cost_shape.py); None where nothing is to be kept."""
 
 
 def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
@@ -77,7 +80,7 @@ def load(model: str | Path, drafter: str | Path, settings: Settings) -> Loaded:
         _template(target, tokenizer),
         _name(target, model),
         _name(assistant, drafter_path) if assistant and drafter_path else None,
-        _cost_key(target, settings, engine.threads),
+        _cost_key(target, settings, engine.threads) if _cached(settings) != "off" else None,
     )
 
 
@@ -144,13 +147,18 @@ def _packed(checkpoint: Checkpoint, dtype: Dtype, threads: int, settings: Settin
         raise SettingsError(
             f"{checkpoint.path} is packed and runs with the types it has: for {dtype} give the checkpoint it is of."
         )
-    limits = {"on": MOST_BYTES, "auto": UNASKED_BYTES, "off": 0}
+    limit = LIMITS[_cached(settings)]
+    return cached_matrices(checkpoint, dtype, threads, limit) if limit else {}
+
+
+def _cached(settings: Settings) -> str:
+    """What is kept in the user's cache folder: "on", "auto" or "off"."""
     asked = os.environ.get(CACHE_VARIABLE, "auto").lower()
-    if asked not in limits:
+    if asked not in LIMITS:
         raise SettingsError(f"The variable {CACHE_VARIABLE} is '{asked}': it must be on, auto or off.")
     if settings.cache is not None:
-        asked = "on" if settings.cache else "off"
-    return cached_matrices(checkpoint, dtype, threads, limits[asked]) if limits[asked] else {}
+        return "on" if settings.cache else "off"
+    return asked
 
 
 def _cost_key(target: Checkpoint, settings: Settings, threads: int) -> str:

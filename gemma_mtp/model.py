@@ -15,7 +15,7 @@ from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.acceptance import Experience
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
-from gemma_mtp.decoding.economy import GUESSED_SHAPE, Alone
+from gemma_mtp.decoding.economy import Alone
 from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -82,7 +82,7 @@ class Model:
         drafter_name: str | None = None,
         cost_key: str | None = None,
     ):
-        """cost_key: under which the cost of passes of several rows is kept (engine/cost_shape.py); None: a guess."""
+        """cost_key: under which the cost of passes of several rows is kept (engine/cost_shape.py)."""
         self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self.name = name
         self.drafter_name = drafter_name or "prompt-lookup"
@@ -205,7 +205,7 @@ class Model:
     def _shape(self) -> list[float]:
         """What passes cost, by their rows, measured if it has to be."""
         if self._cost_shape is None:
-            self._cost_shape = cost_shape(self._engine, self._cost_key) if self._cost_key else GUESSED_SHAPE
+            self._cost_shape = cost_shape(self._engine, self._cost_key)
         return self._cost_shape
 
     def ask(

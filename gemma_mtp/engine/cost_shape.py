@@ -18,18 +18,21 @@ from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.interface import AnyEngine
 
 SECONDS = 0.2  # that measuring may take
+ROUNDS = 8  # of all widths, where the time allows
 _WIDTHS = (1, 4, 2, 8)  # in the order of what they tell
 
 _log = logging.getLogger("gemma_mtp")
 
 
-def cost_shape(engine: AnyEngine, key: str, folder: Path | None = None) -> list[float]:
+def cost_shape(engine: AnyEngine, key: str | None, folder: Path | None = None) -> list[float]:
     """C(T)/C(1) for T = 1 to 1 + DEPTHS: as it was measured before, or measured now and kept; a guess for a model whose
     passes are too long for that.
 
-    key: says all that it depends on. folder: by default in the user's cache folder. Where it cannot be kept, the log
-    says so.
+    key: says all that it depends on; None: it is not to be kept. folder: by default in the user's cache folder. Where
+    it cannot be kept, the log says so.
     """
+    if key is None:
+        return measured_shape(engine) or GUESSED_SHAPE
     path = (folder or platformdirs.user_cache_path("gemma-mtp") / "costs") / f"{key}.json"
     if (kept := _read(path)) is not None:
         return kept
@@ -54,7 +57,7 @@ def measured_shape(engine: AnyEngine, seconds: float = SECONDS) -> list[float] |
     end = time.perf_counter() + seconds
     try:
         engine.step(sequence, tokens[:1], 1, params)  # which finds its memory, and counts for nothing
-        while True:
+        for _ in range(ROUNDS):
             for rows in _WIDTHS:
                 expected = median(taken[rows]) if rows in taken else median(taken.get(1, [0.0])) * (1 + rows / 8)
                 if rows > engine.max_depth + 1:
@@ -65,6 +68,7 @@ def measured_shape(engine: AnyEngine, seconds: float = SECONDS) -> list[float] |
                 start = time.perf_counter()
                 engine.step(sequence, tokens[1 : 1 + rows], rows, params)
                 taken.setdefault(rows, []).append(time.perf_counter() - start)
+        return _interpolated({rows: median(of) for rows, of in taken.items()})
     finally:
         engine.release(sequence)
 

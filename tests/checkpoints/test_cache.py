@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_mtp import SettingsError
+from gemma_mtp import SettingsError, loading
 from gemma_mtp.checkpoints import cache, files
 from gemma_mtp.checkpoints.cache import cached_matrices
 from gemma_mtp.checkpoints.hf_config import config_from_hf
@@ -225,7 +225,7 @@ def test_it_is_used_when_asked_for(source: Path, tmp_path: Path, monkeypatch: py
     assert uses(None, "on")
     assert uses(None, "auto")
     assert uses(True, "off")
-    monkeypatch.setattr("gemma_mtp.loading.UNASKED_BYTES", 1000)
+    monkeypatch.setitem(loading.LIMITS, "auto", 1000)
     assert not uses(None, "auto")
     assert uses(None, "on")
     monkeypatch.setenv("GEMMA_MTP_CACHE", "yes")

@@ -64,6 +64,14 @@ def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert engine.passes == passes
     cost_shape(engine, "other", tmp_path)
     assert engine.passes > passes
+    assert cost_shape(engine, None, tmp_path) == pytest.approx(first)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_quick_model_takes_little_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Timed(monkeypatch, scale=0.01)
+    assert measured_shape(engine) == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
+    assert engine.now < 0.01
 
 
 def test_a_very_slow_model_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
