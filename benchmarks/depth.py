@@ -120,14 +120,15 @@ def main() -> None:
     if shape is None:
         parser.error("a pass of this model takes too long to measure several widths")
     step = measure_costs(model, (1,), 3).draft_share or 0.0
-    print("C(T)/C(1)", *(f"{ratio:.2f}" for ratio in shape), f"  a step of the drafter: {step:.3f}")
+    print("C(T)/C(1)", *(f"{ratio:.2f}" for ratio in shape.rows), f"  a step of the drafter: {step:.3f}")
+    curve = list(shape.rows)
     controls: dict[str, Callable[[Record], float]] = {
-        f"depth {depth}": lambda one, depth=depth: speed(one, FixedDepth(depth), shape, step, True, False)
+        f"depth {depth}": lambda one, depth=depth: speed(one, FixedDepth(depth), curve, step, True, False)
         for depth in range(1, MADE + 1)
     }
-    controls["auto"] = lambda one: speed(one, AutoDepth(Alone(shape)), shape, step, True, True)
-    controls["auto, drafter"] = lambda one: speed(one, AutoDepth(Alone(shape)), shape, step, True, False)
-    controls["auto, lookup"] = lambda one: speed(one, AutoDepth(Alone(shape)), shape, step, False, True)
+    controls["auto"] = lambda one: speed(one, AutoDepth(Alone(shape)), curve, step, True, True)
+    controls["auto, drafter"] = lambda one: speed(one, AutoDepth(Alone(shape)), curve, step, True, False)
+    controls["auto, lookup"] = lambda one: speed(one, AutoDepth(Alone(shape)), curve, step, False, True)
     print(f"{'':18}", *(f"{name:>13}" for name in controls))
     right: dict[int, list[bool]] = defaultdict(list)
     for decoding, settings, seeds in (("greedy", {}, 1), ("sampled", SAMPLED, asked.seeds)):

@@ -15,7 +15,7 @@ from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.acceptance import Experience
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
-from gemma_mtp.decoding.economy import Alone
+from gemma_mtp.decoding.economy import Alone, CostShape
 from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -87,7 +87,7 @@ class Model:
         self.name = name
         self.drafter_name = drafter_name or "prompt-lookup"
         self._cost_key = cost_key
-        self._cost_shape: list[float] | None = None
+        self._cost_shape: CostShape | None = None
         self._experience = Experience()
 
     @classmethod
@@ -202,7 +202,7 @@ class Model:
         )
         return Stream(decoding, self._engine, sequence, asked.params, asked.chat)
 
-    def _shape(self) -> list[float]:
+    def _shape(self) -> CostShape:
         """What passes cost, by their rows, measured if it has to be."""
         if self._cost_shape is None:
             self._cost_shape = cost_shape(self._engine, self._cost_key)

@@ -31,7 +31,7 @@ class Round(NamedTuple):
     confidence: of the proposal taken, None when there was none on offer. asked: the depth chosen. drafted: the tokens
     that the pass checked, right: how many of those made (one may have been left out) are what the target says.
     sureness: the source's, of each token it made, if it tells. Seconds of drafting and of the pass over 1 + drafted
-    rows.
+    rows, and the experts that this read, in all layers together.
     """
 
     confidence: Confidence | None
@@ -41,6 +41,7 @@ class Round(NamedTuple):
     seconds_draft: float
     seconds_pass: float
     sureness: Sequence[int] = ()
+    experts: int = 0
 
     @property
     def accepted(self) -> int:
@@ -188,7 +189,7 @@ class AutoDepth:
             if not done.accepted and done.drafted:
                 loss = max(loss, self.PROBE_CHARGE)
             self._lost = max(0.0, self._lost + loss)  # one that paid buys the next
-        economy.told(1 + done.accepted, done.drafted, drafting, done.seconds_pass)
+        economy.told(1 + done.accepted, done.drafted, drafting, done.seconds_pass, done.experts)
 
     def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
         if self._thought:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gemma_mtp.decoding.acceptance import DEPTHS, Experience
 from gemma_mtp.decoding.costs import CostCurve, DraftCost, PassCost
 
-GUESSED_SHAPE = [1 + 0.08 * row for row in range(1 + DEPTHS)]  # where memory is the limit
+
+class Experts(NamedTuple):
+    """The experts in a pass. read: how many passes of 1, 2, ... rows read when their cost was measured, in all layers
+    together; each: what one more costs, over a pass of one row."""
+
+    read: Sequence[float]
+    each: float
+
+
+class CostShape(NamedTuple):
+    """rows: C(T)/C(1) for T = 1, 2, ... rows. experts: None for a model without."""
+
+    rows: Sequence[float]
+    experts: Experts | None = None
+
+
+GUESSED_SHAPE = CostShape([1 + 0.08 * row for row in range(1 + DEPTHS)])  # where memory is the limit
 
 
 class Economy(Protocol):
@@ -35,28 +51,32 @@ class Economy(Protocol):
     def more(self, depth: int) -> float:
         """Seconds that a draft of so many tokens makes a pass longer."""
 
-    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float) -> None:
-        """Tells of a round of the sequence: the tokens it gave, of how many were drafted in `drafting` seconds, as
-        estimated, and the seconds of the pass."""
+    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float, experts: int) -> None:
+        """Tells of a round of the sequence: the tokens it gave, how many were drafted in `drafting` seconds, as
+        estimated, the seconds of the pass and the experts it read."""
 
 
 class Alone:
     """A sequence that has its passes to itself: each width's seconds are known apart, and time is worth the sequence's
     own running rate, at least that of plain decoding.
 
-    shape: C(T)/C(1) for T = 1, 2, ... rows, from which the curve starts once a plain pass is timed; the longest draft
-    is one shorter.
+    shape: from which the curve starts once a plain pass is timed; the longest draft is one shorter than it.
+
+    Where there are experts the curve is of passes that read as many as those measured did. What a text's own further
+    rows wake beside that is counted, and has its price.
     """
 
     PLAIN_AGE = 64  # rounds
     RATE_DECAY = 0.98
+    NEWEST = 0.1  # weight of a pass in how many experts rows wake
 
-    def __init__(self, shape: Sequence[float], experience: Experience | None = None, seconds: float | None = None):
+    def __init__(self, shape: CostShape, experience: Experience | None = None, seconds: float | None = None):
         """seconds: of a plain pass, if that is known."""
         self.experience = experience or Experience()
         self.draft = DraftCost()
         self._shape = shape
-        self.curve = CostCurve([seconds * ratio for ratio in shape]) if seconds else None
+        self._woken = 1.0  # experts that further rows read, over those that they read when their cost was measured
+        self.curve = CostCurve([seconds * ratio for ratio in shape.rows]) if seconds else None
         self._tokens = self._seconds = 0.0  # decaying sums
 
     @property
@@ -78,16 +98,30 @@ class Alone:
     def more(self, depth: int) -> float:
         assert self.curve is not None
         seconds = self.curve.seconds
-        return seconds[depth] - seconds[0] if depth < len(seconds) else float("inf")
+        if depth >= len(seconds):
+            return float("inf")
+        more = seconds[depth] - seconds[0]
+        if self._shape.experts:
+            more += (self._woken - 1) * self._of_experts(self._shape.experts.read[depth] - self._shape.experts.read[0])
+        return max(0.0, more)
 
-    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float) -> None:
+    def _of_experts(self, count: float) -> float:
+        """Seconds of reading so many experts."""
+        return count * self._shape.experts.each * self.plain if self._shape.experts else 0.0
+
+    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float, experts: int) -> None:
         if self.curve is None:
             if drafted == 0:
-                self.curve = CostCurve([seconds_pass * ratio for ratio in self._shape])
+                self.curve = CostCurve([seconds_pass * ratio for ratio in self._shape.rows])
             return
-        if drafted < len(self.curve.seconds):
-            self.curve.measure(drafted, seconds_pass)
-        seconds = self.curve.seconds[min(drafted, len(self.curve.seconds) - 1)] + drafting
+        drafted, beside = min(drafted, len(self.curve.seconds) - 1), 0.0
+        if self._shape.experts:
+            read = self._shape.experts.read
+            beside = self._of_experts(experts - read[drafted])
+            if read[drafted] > read[0]:
+                self._woken += self.NEWEST * ((experts - read[0]) / (read[drafted] - read[0]) - self._woken)
+        self.curve.measure(drafted, max(seconds_pass - beside, 0.1 * seconds_pass))
+        seconds = self.curve.seconds[drafted] + beside + drafting
         self._tokens = self.RATE_DECAY * self._tokens + tokens
         self._seconds = self.RATE_DECAY * self._seconds + seconds
 
@@ -128,7 +162,7 @@ class Shared:
     def more(self, depth: int) -> float:
         return self.cost.per_row * depth if depth <= DEPTHS else float("inf")
 
-    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float) -> None:
+    def told(self, tokens: int, drafted: int, drafting: float, seconds_pass: float, experts: int) -> None:
         """Nothing: `measure` is told of whole passes."""
 
     def measure(self, sequences: int, rows: int, tokens: int, seconds_pass: float, seconds: float) -> None:

@@ -32,10 +32,12 @@ class TokenLogprobs(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the sampled rows of a pass gave."""
+    """What the sampled rows of a pass gave. experts: how many the whole pass read, in all layers together, if the model
+    has any and its engine counts them."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None = None  # None unless the settings ask for them
+    experts: int = 0
 
 
 class Wanted(NamedTuple):
@@ -280,9 +282,16 @@ class Progress:
         accepted = accept(drafts, rows.tokens)
         kept = self._keep(rows, accepted)
         if self._depth is not None and not self._forced:  # what is certain says nothing of the sources
-            right = accept(self._draft.made, rows.tokens)
-            seconds = (self._drafted - self._started, verified - self._drafted)
-            done = Round(self._confidence, self._asked, len(drafts), right, *seconds, self._draft.sureness)
+            done = Round(
+                self._confidence,
+                self._asked,
+                len(drafts),
+                accept(self._draft.made, rows.tokens),
+                self._drafted - self._started,
+                verified - self._drafted,
+                self._draft.sureness,
+                rows.experts,
+            )
             self._depth.update(done)
             for offer, proposal in self._beside:
                 asked = min(len(proposal), kept)

@@ -186,7 +186,7 @@ class Engine:
                 for native, part in zip(settings, parts, strict=True)
             ]
         )
-        results, at = [], 0
+        results, at, experts = [], 0, self._runner.experts_read()
         for part in parts:
             own, end = choices[at : at + part.rows], at + part.rows
             if part.rows and hidden is not None:
@@ -198,7 +198,7 @@ class Engine:
                 logit, largest = (self._runner.logit(at + row, which) for which in (token, best))
                 logprobs[row] = logprobs[row]._replace(chosen=logprob_of(logit, largest, of_best))
             at = end
-            results.append(Rows([token for token, _, _ in own], logprobs))
+            results.append(Rows([token for token, _, _ in own], logprobs, experts))
         return results
 
     def draft(

@@ -230,6 +230,7 @@ void bind_plan(nb::module_& m) {
                 if (output < 0 || output >= r.outputs() || token < 0 || token >= r.vocab()) throw InputError("there is no such logit");
                 return r.logits(output)[token];
             }, "output"_a, "token"_a, "One of the last pass; exact if the settings of its feed read all.")
+        .def("experts_read", &Runner::experts_read, "Experts whose weights the last pass read, in all layers together.")
         .def("hidden", [](Runner& r) { return copy_rows(r.outputs(), r.hidden_size(), [&](int i) { return r.hidden(i); }); },
              "Of the last pass, after the final norm: float32 [outputs, hidden].");
 

@@ -63,6 +63,7 @@ struct ArrangeOp : Op {
             routes->chosen.clear();
             for (int32_t e = 0; e < routes->experts; e++)
                 if (first[e + 1]) routes->chosen.push_back(e);
+            r.pass.experts_read += static_cast<int64_t>(routes->chosen.size());
             std::partial_sum(first.begin(), first.end(), first.begin());
             for (int i = 0; i < pairs; i++) {  // first[e] moves on to where the next expert's slots start
                 const int32_t slot = first[routes->expert[i]]++;

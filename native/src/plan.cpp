@@ -330,6 +330,7 @@ void Plan::run(Pass& pass) {
         next_[i].store(0, std::memory_order_relaxed);
         ops_[i]->prepare(pass);
     }
+    pass.experts_read = 0;
     seconds_.resize(ops_.size());
     using Clock = std::chrono::steady_clock;
     pool_->run([&](int thread) {

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_mtp.decoding import AutoDepth, Decoding, FixedDepth, PromptLookup, SamplingParams
-from gemma_mtp.decoding.economy import Alone
+from gemma_mtp.decoding.economy import Alone, CostShape
 
 from .fake_target import VOCAB, FakeTarget, FakeText, OracleDrafts
 
@@ -74,7 +74,7 @@ def test_drafts_change_nothing(length, seed, temperature, most, scored):
     plain, expected = run(params, length)
     assert len(plain.tokens) == min(length, most)
     assert plain.finish_reason == ("stop" if length <= most else "length")
-    for control in (FixedDepth(3), FixedDepth(9), AutoDepth(Alone([1, 1.05, 1.1, 1.2, 1.3], seconds=1))):
+    for control in (FixedDepth(3), FixedDepth(9), AutoDepth(Alone(CostShape([1, 1.05, 1.1, 1.2, 1.3]), seconds=1))):
         for share in (0.0, 0.6, 1.0):
             sources = [OracleDrafts(PROMPT, plain.tokens, share), PromptLookup()]
             drafted, outcome = run(params, length, sources, control)

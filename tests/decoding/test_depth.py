@@ -6,7 +6,7 @@ import pytest
 from gemma_mtp import _native
 from gemma_mtp.decoding import AutoDepth, Confidence, FixedDepth
 from gemma_mtp.decoding.depth import Round
-from gemma_mtp.decoding.economy import Alone
+from gemma_mtp.decoding.economy import Alone, CostShape, Experts
 from gemma_mtp.errors import SettingsError
 
 STEEP = [1, 1.9, 2.7, 3, 3.4, 3.9, 4.4, 4.9, 5.4]
@@ -37,7 +37,7 @@ def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0
 
 
 def auto(curve):
-    return AutoDepth(Alone([seconds / curve[0] for seconds in curve], seconds=curve[0]))
+    return AutoDepth(Alone(CostShape([seconds / curve[0] for seconds in curve]), seconds=curve[0]))
 
 
 def best_fixed(curve, acceptance, **options):
@@ -153,7 +153,8 @@ def test_the_source_that_gains_more_is_taken(better):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: FixedDepth(-1), lambda: Alone([], seconds=1), lambda: Alone([1, 0], seconds=1)]
+    "make",
+    [lambda: FixedDepth(-1), lambda: Alone(CostShape([]), seconds=1), lambda: Alone(CostShape([1, 0]), seconds=1)],
 )
 def test_impossible_settings_are_refused(make):
     with pytest.raises(SettingsError):
@@ -225,8 +226,28 @@ def test_a_source_that_never_gets_as_far_as_asked_is_not_taken_to_be_right_there
 
 
 def test_the_curve_starts_with_the_first_plain_pass():
-    control = AutoDepth(Alone(FLAT))
+    control = AutoDepth(Alone(CostShape(FLAT)))
     offers = [Confidence("test")]
     assert control.choose(offers, 8)[:2] == (0, 0)
     control.update(Round(offers[0], 0, 0, 0, 0.0, 0.5))
     assert control.choose(offers, 8).depth > 0
+
+
+def test_the_experts_that_a_longer_draft_would_wake_have_their_price():
+    """Rows cost what their experts do. A text's further rows wake 8 each, as when costs were measured; another's 1."""
+    read = [8.0 * rows for rows in range(1, 10)]
+    shape = CostShape([1 + 0.05 * (count - 8) for count in read], Experts(read, 0.05))
+
+    def drafts(woken: int) -> float:
+        control, rng, depths = AutoDepth(Alone(shape, seconds=1.0)), np.random.default_rng(0), []
+        offer = Confidence("test")
+        for _ in range(300):
+            depth = control.choose([offer], 8).depth
+            accepted = int(np.argmin([*(rng.random(depth) < 0.7), False]))
+            experts = 8 + woken * depth
+            control.update(Round(offer, depth, depth, accepted, 0.0, 1 + 0.05 * (experts - 8), experts=experts))
+            depths.append(depth)
+        return float(np.mean(depths[20:]))
+
+    assert drafts(8) < 2
+    assert drafts(1) > 4

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_mtp.decoding import AutoDepth, Confidence, Decoding, FixedDepth, PromptLookup, SamplingParams, accept
-from gemma_mtp.decoding.economy import Alone
+from gemma_mtp.decoding.economy import Alone, CostShape
 from gemma_mtp.errors import PromptError
 
 from .fake_target import VOCAB, FakeTarget, FakeText, OracleDrafts
@@ -54,7 +54,7 @@ def test_every_source_and_depth_gives_the_plain_text(params, source):
     params = SamplingParams(max_tokens=70, **SETTINGS[params])
     plain, text, _ = run(params)
     assert plain.finish_reason == "length"
-    controls = [FixedDepth(n) for n in range(9)] + [AutoDepth(Alone([1, 1.05, 1.1, 1.2, 1.3], seconds=1))]
+    controls = [FixedDepth(n) for n in range(9)] + [AutoDepth(Alone(CostShape([1, 1.05, 1.1, 1.2, 1.3]), seconds=1))]
     for control in controls:
         drafted, drafted_text, _ = run(params, SOURCES[source](plain.tokens), control)
         assert outcome(drafted, drafted_text) == outcome(plain, text)

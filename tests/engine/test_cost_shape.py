@@ -1,22 +1,32 @@
 """The cost of passes, measured on an engine whose time is given."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from gemma_mtp.decoding.economy import GUESSED_SHAPE
+from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.decoding import Rows, SamplingParams
+from gemma_mtp.decoding.economy import GUESSED_SHAPE, CostShape, Experts
 from gemma_mtp.engine import cost_shape as module
 from gemma_mtp.engine.cost_shape import cost_shape, measured_shape
+from gemma_mtp.engine.engine import Engine
+
+from ..checkpoints.tiny import TARGETS, write_folder
 
 COSTS = {1: 10, 2: 11, 3: 13, 4: 15, 5: 18, 6: 21, 7: 24, 8: 27}  # milliseconds
 
 
 class Timed:
-    """An engine that only takes time: `scale` times COSTS for a pass."""
+    """An engine that only takes time: `scale` times COSTS for a pass, and `expert` milliseconds for each expert read
+    beyond 8, which every token of its own wakes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, scale: float = 1.0, max_depth: int = 15):
-        self.config, self.max_depth = SimpleNamespace(vocab=100), max_depth
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, scale: float = 1.0, max_depth: int = 15, expert: float | None = None
+    ):
+        layer = SimpleNamespace(experts=None if expert is None else "some")
+        self.config, self.max_depth, self.expert = SimpleNamespace(vocab=100, layers=[layer]), max_depth, expert
         self.now, self.passes, self.scale, self.open = 0.0, 0, scale, 0
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
 
@@ -30,47 +40,50 @@ class Timed:
     def truncate(self, sequence: list[int], length: int) -> None:
         del sequence[length:]
 
-    def step(self, sequence: list[int], tokens: list[int], rows: int, params: object) -> None:
+    def step(self, sequence: list[int], tokens: list[int], rows: int, params: object) -> Rows:
         assert len(tokens) == rows
         assert all(0 <= token < 100 for token in tokens)
         sequence += tokens
         self.passes += 1
-        self.now += self.scale * COSTS[rows] / 1000
+        read = 8 * len(set(tokens)) if self.expert is not None else 0
+        self.now += (self.scale * COSTS[rows] + (self.expert or 0) * (read - 8)) / 1000
+        return Rows([0] * rows, experts=read)
 
 
 def test_widths_between_and_beyond_those_measured_are_on_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Timed(monkeypatch)
-    assert measured_shape(engine) == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
+    assert measured_shape(engine).rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
     assert engine.now < 0.25
     assert not engine.open
 
 
 def test_a_slow_model_is_measured_at_fewer_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Timed(monkeypatch, scale=4)
-    assert measured_shape(engine) == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
+    assert measured_shape(engine).rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
     assert engine.now < 0.25
     assert measured_shape(Timed(monkeypatch, scale=10)) is None
 
 
 def test_an_engine_that_runs_few_rows_is_measured_up_to_these(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert measured_shape(Timed(monkeypatch, max_depth=3)) == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
+    shape = measured_shape(Timed(monkeypatch, max_depth=3))
+    assert shape.rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
 
 
 def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = Timed(monkeypatch)
     first = cost_shape(engine, "key", tmp_path)
     passes = engine.passes
-    assert cost_shape(engine, "key", tmp_path) == pytest.approx(first, abs=1e-4)
+    assert cost_shape(engine, "key", tmp_path) == first
     assert engine.passes == passes
     cost_shape(engine, "other", tmp_path)
     assert engine.passes > passes
-    assert cost_shape(engine, None, tmp_path) == pytest.approx(first)
+    assert cost_shape(engine, None, tmp_path).rows == pytest.approx(first.rows)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_quick_model_takes_little_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Timed(monkeypatch, scale=0.01)
-    assert measured_shape(engine) == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
+    assert measured_shape(engine).rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
     assert engine.now < 0.01
 
 
@@ -81,15 +94,64 @@ def test_a_very_slow_model_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["", "{", "null", "[1.0, 2.0]", '["a"]', str([0.5] * 9), str([float(10**9)] * 9)])
+def kept(rows: object, experts: object) -> str:
+    return json.dumps({"rows": rows, "experts": experts})
+
+
+NINE = [1.0] * 9
+DAMAGES = [
+    "",
+    "{",
+    "null",
+    "[1.0, 2.0]",
+    kept(["a"] * 9, None),
+    kept([0.5] * 9, None),
+    kept([1e9] * 9, None),
+    kept(NINE[:-1], None),
+    kept(NINE, [NINE]),
+    kept(NINE, [NINE[:-1], 0.1]),
+    kept(NINE, [NINE, -1.0]),
+    kept(NINE, [NINE, "a"]),
+    kept(None, None),
+    kept(NINE, 7),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str) -> None:
     (tmp_path / "key.json").write_text(damage)
-    assert cost_shape(Timed(monkeypatch), "key", tmp_path)[3] == pytest.approx(1.5)
+    assert cost_shape(Timed(monkeypatch), "key", tmp_path).rows[3] == pytest.approx(1.5)
 
 
 def test_where_it_cannot_be_kept_it_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert cost_shape(Timed(monkeypatch), "key", tmp_path / "file")[3] == pytest.approx(1.5)
+    assert cost_shape(Timed(monkeypatch), "key", tmp_path / "file").rows[3] == pytest.approx(1.5)
     assert "measured again" in caplog.text
+
+
+def test_what_an_expert_costs_is_told_by_one_token_over_and_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = Timed(monkeypatch, scale=0.5, expert=0.05)
+    shape = cost_shape(engine, "key", tmp_path)
+    seconds = {rows: 0.5 * COSTS[rows] + 0.4 * (rows - 1) for rows in (1, 2, 4, 8)}
+    ratios = [took / 5 for took in seconds.values()]
+    assert [shape.rows[rows - 1] for rows in seconds] == pytest.approx(ratios, abs=1e-3)
+    assert shape.experts == Experts(pytest.approx([8.0 * rows for rows in range(1, 10)]), pytest.approx(0.05 / 5))
+    assert cost_shape(engine, "key", tmp_path) == CostShape(shape.rows, Experts(*shape.experts))
+
+
+def test_an_engine_counts_the_experts_that_its_passes_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, TARGETS["26B-A4B"])
+    checkpoint = open_checkpoint(tmp_path)
+    engine = Engine(checkpoint.config, checkpoint.weights, threads=2, context=128)
+    layers, active = len(checkpoint.config.layers), TARGETS["26B-A4B"]["top_k_experts"]
+    sequence, params = engine.create(), SamplingParams()
+    assert engine.step(sequence, [2], 1, params).experts == layers * active
+    many = engine.step(sequence, list(range(3, 35)), 1, params).experts
+    assert layers * active < many <= layers * TARGETS["26B-A4B"]["num_experts"]
+    experts = measured_shape(engine).experts
+    assert experts.read[0] == layers * active
+    assert experts.read[-1] > experts.read[0]

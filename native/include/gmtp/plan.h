@@ -36,6 +36,7 @@ struct Pass {
     // [output]: which logits must be exact. Of the others it holds that they are not among the largest, nor become so by
     // the noise. Meant for outputs of logits with a split head; others are exact anyway.
     std::vector<Wanted> wanted;
+    int64_t experts_read = 0;  // by the run, in all layers together
 };
 
 enum class Rows : uint8_t { Pass, Outputs };  // a buffer has one vector for every row, or for every wanted row

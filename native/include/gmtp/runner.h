@@ -39,6 +39,7 @@ public:
     const float* hidden(int output) const;   // [hidden size]
     int64_t hidden_size() const { return plan_->buffer(hidden_).width; }
     int64_t vocab() const { return vocab_; }
+    int64_t experts_read() const { return pass_.experts_read; }  // by the last pass, in all layers together
 
     // Samples every output of the last pass, in order; `how` has one entry for each of its feeds.
     std::vector<Sampled> sample(std::span<const Choosing> how);
