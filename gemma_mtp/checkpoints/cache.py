@@ -69,7 +69,7 @@ def cached_matrices(
     if size > limit:
         return {}
     try:
-        _make_room(folder, size, path)
+        make_room(folder, size, path)
         write_matrices(path, matrices)
         _log.info("%s keeps the weights of %s packed: the next start is quicker.", path, checkpoint.path)
         return _open(path, checkpoint)
@@ -93,9 +93,9 @@ def _key(checkpoint: Checkpoint, dtype: Dtype) -> str:
     return hashlib.sha256(json.dumps([VERSION, dtype, made_of]).encode()).hexdigest()[:16]
 
 
-def _make_room(folder: Path, size: int, path: Path) -> None:
-    """Removes what must go before a file of `size` bytes comes. Raises CheckpointError where there is no room, or where
-    it would take more than half of what is free."""
+def make_room(folder: Path, size: int, path: Path) -> None:
+    """Removes files of the folder that must go before one of `size` bytes comes to `path`, those unused for longest
+    first. Raises CheckpointError where there is no room, or where it would take more than half of what is free."""
     folder.mkdir(parents=True, exist_ok=True)
     if size > MOST_BYTES or size > shutil.disk_usage(folder).free // 2:
         raise CheckpointError(f"{folder} has no room for the {size / 1e6:,.0f} MB of {path.name}.")
@@ -106,12 +106,12 @@ def _make_room(folder: Path, size: int, path: Path) -> None:
             if file.suffix == ".partial":
                 if time.time() - stat.st_mtime > _FORGOTTEN:
                     file.unlink()
-            elif file.suffix == _SUFFIX and file != path:
+            elif file.suffix == path.suffix and file != path:
                 kept.append((stat.st_mtime, stat.st_size, file))
     total = size + sum(length for _, length, _ in kept)
     for _, length, file in sorted(kept):
         if total <= MOST_BYTES:
             break
-        _log.info("%s is removed to make room for other packed weights.", file)
+        _log.info("%s is removed to make room for others.", file)
         file.unlink(missing_ok=True)
         total -= length

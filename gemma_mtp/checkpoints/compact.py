@@ -19,6 +19,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
+from gemma_mtp.checkpoints.cache import make_room
 from gemma_mtp.checkpoints.checksum import progress_bar
 from gemma_mtp.checkpoints.gguf import GGUF
 from gemma_mtp.checkpoints.gguf_writer import OutTensor, write_gguf
@@ -48,7 +49,7 @@ def open_drafter(path: Path, target: Checkpoint, cache: Path | None = None) -> C
     config = config_from_hf(read_json(path / "config.json"), path / "config.json")
     assert isinstance(target.config, ModelConfig)
     if not isinstance(config, DrafterConfig):
-        raise CheckpointError(f"{path} has a projection in place of an embedding, but is no drafter.")
+        raise CheckpointError(f"{path} has no embedding, as a compact drafter, but is the folder of something else.")
     config.check_target(target.config)
     tensors = open_folder(path)
     source = target.weights["embed" if target.config.tied_embedding else "lm_head"]
@@ -79,11 +80,12 @@ def _embedding(name: str, projection: TensorInfo | None, source: TensorInfo, cac
     factor = projection.data.tobytes() if projection else b""
     path = cache / f"{name}-{hashlib.sha256(json.dumps(made_of).encode() + factor).hexdigest()[:16]}.gguf"
     if not path.is_file():
+        embedding = OutTensor(_NAME, shape, kind, lambda: _rows(projection, source, kind))
         try:
-            cache.mkdir(parents=True, exist_ok=True)
+            make_room(cache, embedding.nbytes, path)
         except OSError as error:
             raise CheckpointError(f"A drafter's embedding cannot be put into {cache}: {error.strerror}.") from None
-        write_gguf(path, {}, [OutTensor(_NAME, shape, kind, lambda: _rows(projection, source, kind))])
+        write_gguf(path, {}, [embedding])
     found = GGUF.open(path).tensors.get(_NAME)
     if found is None or found.shape != shape or found.type != kind:
         raise CheckpointError(f"{path} is damaged: remove it, and it is made again.")

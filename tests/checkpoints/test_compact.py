@@ -81,6 +81,21 @@ def test_it_is_made_once_for_each_target_and_projection(target: Checkpoint, comp
     assert len(list(cache.iterdir())) == 2
 
 
+def test_what_was_not_used_for_longest_makes_room(
+    target: Checkpoint, compact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    old = tmp_path / "cache" / "old.gguf"
+    old.write_bytes(bytes(1000))
+    monkeypatch.setattr("gemma_mtp.checkpoints.cache.MOST_BYTES", 18_000)  # the embedding takes 17,408
+    open_drafter(compact, target, tmp_path / "cache")
+    assert len(list(old.parent.iterdir())) == 1
+    assert not old.exists()
+    monkeypatch.setattr("gemma_mtp.checkpoints.cache.MOST_BYTES", 100)
+    with pytest.raises(CheckpointError, match="has no room"):
+        open_drafter(compact, target, tmp_path / "elsewhere")
+
+
 def test_it_drafts_as_the_same_drafter_written_out(target: Checkpoint, compact: Path, tmp_path: Path) -> None:
     written = tmp_path / "written.gguf"
     opened = open_drafter(compact, target, tmp_path / "cache")
