@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_mtp._native import SURENESS_LEVELS
+from gemma_mtp import _native
 from gemma_mtp.checkpoints.load import open_checkpoint
 from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, SamplingParams, TrainedDrafter
 from gemma_mtp.decoding.drafting import Draft, Ends
@@ -230,7 +230,7 @@ def test_a_draft_ends_where_it_becomes_too_unlikely(folder_of, drafter: str, tem
     whole = engine.draft(sequence, 0, token, 3, params)
     assert len(whole.tokens) == len(whole.sureness) == 3
     assert whole.left_out is None
-    chances = np.linspace(0.3, 0.9, 3 * SURENESS_LEVELS, dtype=np.float32).reshape(3, -1)
+    chances = np.linspace(0.3, 0.9, 3 * _native.SURENESS_LEVELS, dtype=np.float32).reshape(3, -1)
     together = np.cumprod([chances[depth, level] for depth, level in enumerate(whole.sureness)])
     none = np.zeros(3, np.float32)
     for kept in range(3):
