@@ -1,7 +1,9 @@
 """The routes."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +32,7 @@ from gemma_mtp.server.schema import ChatBody, Common, CompletionBody, Detokenize
 
 DEFAULT_COMPLETION = 16  # tokens of a completion that does not say how many, as OpenAI has it
 MAX_BODY = 4 << 20  # bytes
+PREPARING = 2  # threads that make requests ready: each keeps the most memory that it ever took
 
 _log = logging.getLogger("gemma_mtp")
 
@@ -54,6 +57,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if not model.has_chat_template:
             _log.warning("%s brings no chat template: conversations are written in Gemma's plain turns.", name)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PREPARING, "prepare"))
         yield
         await engine.close()
 
