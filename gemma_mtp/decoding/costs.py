@@ -65,9 +65,7 @@ class DraftCost:
     TRIES = 3  # of which the quickest counts
     NEWEST = 0.1  # weight of each try after those
 
-    def __init__(self, unknown: float = 0.0):
-        """unknown: seconds to assume until there were enough tries."""
-        self._unknown = unknown
+    def __init__(self) -> None:
         self._first: dict[str, list[float]] = {}
         self._average: dict[str, float] = {}
 
@@ -82,7 +80,8 @@ class DraftCost:
             self._average[source] = min(tries)
 
     def seconds(self, source: str) -> float:
-        return self._average.get(source, self._unknown)
+        """Of a token; 0 until there were enough tries."""
+        return self._average.get(source, 0.0)
 
 
 class PassCost:

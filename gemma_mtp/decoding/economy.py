@@ -83,7 +83,7 @@ class Alone:
     def rate(self) -> float | None:
         if self.curve is None:
             return None
-        plain = 1 / self.curve.seconds[0]
+        plain = 1 / self.plain
         return max(plain, self._tokens / self._seconds) if self._seconds else plain
 
     @property
