@@ -9,7 +9,8 @@ answers   each request that is valid is answered in full, and always with the sa
           the status and the error object that it should have; while the server is full, 503 is an answer too
 errors    no other 5xx, no traceback in the log, nothing left running once all clients are gone
 memory    the server's own memory (RssAnon) at the end is within 5 % of that after the first fifth of the time; judged
-          from 5 minutes on, and after the largest requests came once, for which memory is taken as it is needed
+          from 5 minutes on. Before, the largest requests come, for which memory is taken as it is needed, and so many
+          that the cache of prefixes is as large as it may be
 the end   what runs at SIGTERM is answered, and the server ends in time
 
 Linux only, for the memory. Exit status 1 says that something failed.
@@ -136,12 +137,25 @@ class Soak:
                 self.outcomes[f"{visit.__name__}: {outcome}"] += 1
 
     async def fill(self) -> None:
-        """The most that the server can have to hold at once: all sequences at their longest, and all logits of a pass
-        of as many sampled rows as there may be, as the prompt's log probabilities have. It keeps that memory for later.
+        """The most that the server can have to hold at once: all sequences at their longest, all logits of a pass of as
+        many sampled rows as there may be, as the prompt's log probabilities have, and a full cache of prefixes. It
+        keeps that memory for later.
         """
-        most = {"prompt": max(TEXTS, key=len) * 20, "max_tokens": LONG, "logprobs": 2, "echo": True, "ignore_eos": True}
-        for response in await asyncio.gather(*(self.http.post("/v1/completions", json=most) for _ in range(PARALLEL))):
-            response.raise_for_status()
+        most = {"max_tokens": LONG, "logprobs": 2, "echo": True, "ignore_eos": True}
+        cached, number = -1.0, 0
+        while cached < (cached := await self.cached()):
+            texts = [f"{number + i}. {max(TEXTS, key=len) * 20}" for i in range(PARALLEL)]
+            bodies = [most | {"prompt": text} for text in texts]
+            for response in await asyncio.gather(*(self.http.post("/v1/completions", json=body) for body in bodies)):
+                response.raise_for_status()
+            number += PARALLEL
+
+    async def cached(self) -> float:
+        """Of the server's memory what the KV cache takes, in MB."""
+        found = re.search(r"^gemma_mtp:kv_cache_bytes (\S+)", (await self.http.get("/metrics")).text, re.MULTILINE)
+        if not found:
+            raise Failed("The metrics do not say how large the KV cache is.")
+        return float(found[1]) / 1e6
 
     async def wait(self) -> str:
         path, body = self.valid()
@@ -327,7 +341,8 @@ async def watch(args: argparse.Namespace, process: asyncio.subprocess.Process, l
     while time.monotonic() < end and process.returncode is None:
         await asyncio.sleep(every)
         memory.append(megabytes(process.pid))
-        print(f"{memory[-1]:.1f} MB, {sum(soak.outcomes.values())} visits", file=sys.stderr)
+        cached, visits = await soak.cached(), sum(soak.outcomes.values())
+        print(f"{memory[-1]:.1f} MB, of which the KV cache {cached:.1f}, {visits} visits", file=sys.stderr)
     soak.over = True
     await asyncio.gather(*clients)
     if process.returncode is None:

@@ -107,7 +107,7 @@ class AsyncEngine:
         if timeout is not None and not timeout > 0:
             raise SettingsError(f"The timeout is {timeout} seconds: it must be more than 0.")
         self.model, self._engine, self._timeout = model, engine, timeout
-        self._scheduler = Scheduler(engine, parallel)
+        self._scheduler = Scheduler(engine, parallel, model.cost_shape)
         engine.limit_memory(kv_memory_of(engine, kv_memory, parallel))
         self.limit = parallel + max_queue
         """The most requests that may run or wait at a time."""

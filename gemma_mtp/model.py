@@ -184,7 +184,7 @@ class Model:
         asked = self.ask(prompt, params, draft, **options)
         depth: DepthControl | None = None
         if asked.draft == "auto":
-            depth = AutoDepth(Alone(self._shape(), self._experience))
+            depth = AutoDepth(Alone(self.cost_shape, self._experience))
         elif isinstance(asked.draft, int):
             depth = FixedDepth(asked.draft)
         sequence = self._engine.create()
@@ -202,7 +202,8 @@ class Model:
         )
         return Stream(decoding, self._engine, sequence, asked.params, asked.chat)
 
-    def _shape(self) -> CostShape:
+    @property
+    def cost_shape(self) -> CostShape:
         """What passes cost, by their rows, measured if it has to be."""
         if self._cost_shape is None:
             self._cost_shape = cost_shape(self._engine, self._cost_key)

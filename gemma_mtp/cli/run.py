@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,8 +132,9 @@ def run(
     stream = ask(talk.prompt(text))
     generation = stream.generation
     if as_json:
-        for _ in stream:
-            pass
+        with suppress(KeyboardInterrupt):  # what has come is told, as cancelled
+            for _ in stream:
+                pass
         print(json.dumps(as_object(generation, loaded, chat), ensure_ascii=False))
     else:
         write_stream(stream, show_drafts)

@@ -47,7 +47,7 @@ def write_stream(stream: "Stream", show_drafts: bool) -> "Generation":
     try:
         for piece in stream:
             writer.write(piece)
-    except KeyboardInterrupt:  # between two pieces; one within a pass ends the stream by itself
+    except KeyboardInterrupt:
         pass
     finally:
         stream.close()

@@ -85,14 +85,17 @@ class DraftCost:
 
 
 class PassCost:
-    """Seconds of a pass of T rows, taken as a line through the recent ones."""
+    """Seconds of a pass of T rows, taken as a line through the recent ones.
+
+    first: seconds of a further row over those of a pass of one, until passes of several sizes are known.
+    """
 
     DECAY = 0.98  # of earlier passes with each new one
-    FIRST_ROW = 0.15  # seconds of a further row over those of a pass of one, until passes of several sizes are known
     FIRST_WEIGHT = 50.0  # what that counts for, in rows squared
     MOST = 2.0  # times what was expected: more is a disturbance
 
-    def __init__(self) -> None:
+    def __init__(self, first: float):
+        self._first = first
         self._n = self._rows = self._seconds = self._rows2 = self._both = 0.0  # decaying sums
 
     def measure(self, rows: int, seconds: float) -> None:
@@ -111,7 +114,7 @@ class PassCost:
         if self._n == 0:
             return 0.0
         rows, seconds = self._rows / self._n, self._seconds / self._n
-        first = self.FIRST_ROW * seconds / (1 + self.FIRST_ROW * (rows - 1))
+        first = self._first * seconds / (1 + self._first * (rows - 1))
         spread = max(0.0, self._rows2 - self._n * rows * rows)
         slope = (self._both - self._n * rows * seconds + self.FIRST_WEIGHT * first) / (spread + self.FIRST_WEIGHT)
         return max(slope, 0.1 * first)

@@ -50,6 +50,39 @@ class Draft(NamedTuple):
         return self.tokens if self.left_out is None else [*self.tokens, self.left_out]
 
 
+class Drafting:
+    """A draft while it is made: of at most `depth` tokens, and ended before where `ends` says."""
+
+    def __init__(self, depth: int, ends: Ends | None = None):
+        self._depth, self._ends = depth, ends
+        self._together = 1.0  # the acceptance of all tokens so far
+        self._sureness: list[int] = []
+        self._left_out: int | None = None
+        self.tokens: list[int] = []
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another token is to be made."""
+        at = len(self.tokens)
+        if self._left_out is not None or at >= self._depth:
+            return False
+        return self._ends is None or at >= len(self._ends.go_on) or self._together >= self._ends.go_on[at]
+
+    def add(self, token: int, sureness: int) -> None:
+        at = len(self.tokens)
+        self._sureness.append(sureness)
+        if self._ends is not None and at < len(self._ends.keep):
+            self._together *= float(self._ends.acceptance[at, sureness])
+            if self._together < self._ends.keep[at]:
+                self._left_out = token
+                return
+        self.tokens.append(token)
+
+    @property
+    def draft(self) -> Draft:
+        return Draft(self.tokens, self._sureness, self._left_out)
+
+
 class DraftSource(Protocol):
     """Proposes what may follow a text. It is told the text as it is decided, so rejected tokens never reach it.
 

@@ -133,16 +133,16 @@ class Shared:
     time. With few sequences a row is cheap, for a pass waits for the weights anyway; the fuller the machine, the nearer
     the price comes to one token, and drafting ends by itself.
 
-    sequences: those that decode in the coming pass.
+    shape: tells what a further row costs until passes have. sequences: those that decode in the coming pass.
     """
 
     DECAY = 0.98
     plain_is_old = False  # passes of all sizes are one line
 
-    def __init__(self) -> None:
+    def __init__(self, shape: CostShape = GUESSED_SHAPE):
         self.experience = Experience()
         self.draft = DraftCost()
-        self.cost = PassCost()
+        self.cost = PassCost((shape.rows[-1] - 1) / (len(shape.rows) - 1))
         self.sequences = 1
         self._rounds = self._rows = self._tokens = self._drafting = 0.0  # decaying sums over sequences' rounds
 

@@ -51,7 +51,7 @@ class Decoding(Generic[S]):
 
     Afterwards, however it ended, the sequence holds the prompt and all tokens but the last (and less of the prompt if
     it was interrupted there). The settings are those of Progress. An interrupt (Ctrl-C) while a piece is being made
-    ends the generation as 'cancelled'.
+    is raised once the pieces that have come are handed out.
     """
 
     def __init__(
@@ -109,7 +109,9 @@ class Decoding(Generic[S]):
                     self._run_pass()
                     yield from self._hand_out()
             except KeyboardInterrupt:
-                progress.finish_reason = "cancelled"
+                progress.end()
+                yield from self._hand_out()
+                raise
             progress.end()
             yield from self._hand_out()
         finally:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
-from gemma_mtp.decoding.economy import Shared
+from gemma_mtp.decoding.economy import GUESSED_SHAPE, CostShape, Shared
 from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -78,7 +78,7 @@ class Scheduler:
     A free place goes to the client with the fewest requests running, and of its requests to the one that came first.
     """
 
-    def __init__(self, engine: BatchEngine, parallel: int):
+    def __init__(self, engine: BatchEngine, parallel: int, shape: CostShape = GUESSED_SHAPE):
         if not 1 <= parallel <= engine.max_outputs:
             raise SettingsError(
                 f"The number of parallel requests is {parallel}: it must be between 1 and {engine.max_outputs}."
@@ -87,7 +87,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._ahead: deque[_Running] = deque()  # preempted, or next and waiting for memory: before all that wait
         self._running: list[_Running] = []
-        self._economy = Shared()
+        self._economy = Shared(shape)
 
     @property
     def waiting(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
-from gemma_mtp.decoding.drafting import Draft, Ends
+from gemma_mtp.decoding.drafting import Draft, Drafting, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -21,7 +20,7 @@ from gemma_mtp.engine.interface import logprob_of
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
-from gemma_mtp.models.heads import draft_heads
+from gemma_mtp.models.heads import head
 from gemma_mtp.ops.torch import FIXED_ROWS, GrowingCache, Pass, TorchOps, TorchWeights
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -158,48 +157,31 @@ class TorchEngine:
         if sequence.hidden is None:
             raise SettingsError("A sequence needs a pass before its first draft.")
         config, weights = self._drafter.config, self._drafter.weights
-        newest, cached = token, len(sequence.tokens)
+        cached = len(sequence.tokens)
         state = sequence.hidden[row : row + 1]
-        seen = [*sequence.tokens, newest]
-        drafts: list[int] = []
-        sureness: list[int] = []
-        left_out: int | None = None
-        together = 1.0  # the acceptance of all drafts
+        seen = [*sequence.tokens, token]
+        drafting = Drafting(depth, ends)
         self._last_draft = []
 
-        def propose(logits: torch.Tensor) -> bool:
-            """Drafts another token, if it is likely enough."""
-            nonlocal together, left_out
-            scores = _numpy(logits)
-            at = len(drafts)
-            chosen = self._sample(scores[0], len(seen) + at, params, seen, drafts, sequence.prompt)[0]
+        def propose(logits: torch.Tensor) -> None:
+            scores, position = _numpy(logits), len(seen) + len(drafting.tokens)
+            chosen = self._sample(scores[0], position, params, seen, drafting.tokens, sequence.prompt)[0]
             probability = (logits[0].float() / (params.temperature or 1.0)).softmax(-1)[chosen].item()
-            sureness.append(_native.sureness(probability))
             self._last_draft.append((scores, state))
-            if ends is not None and at < len(ends.keep):
-                together *= float(ends.acceptance[at, sureness[-1]])
-                if together < ends.keep[at]:
-                    left_out = chosen
-                    return False
-            drafts.append(chosen)
-            return True
+            drafting.add(chosen, _native.sureness(probability))
 
         if isinstance(config, DrafterConfig):
-            for at in range(depth):
-                if ends is not None and at < len(ends.keep) and together < ends.go_on[at]:
-                    break
-                rows = Pass([drafts[-1] if drafts else newest], cached, sequence.cache, outputs=1, hidden=state)
+            while drafting.goes_on:
+                rows = Pass([*seen, *drafting.tokens][-1:], cached, sequence.cache, outputs=1, hidden=state)
                 drafted = draft_step(TorchOps(weights, config.eps, rows), config, self.config)
                 state = drafted.hidden
-                if not propose(drafted.logits):
-                    break
-        elif depth:
-            rows = Pass([newest], cached, sequence.cache, outputs=1, hidden=state)
-            first_heads = dataclasses.replace(config, count=min(depth, config.count))
-            for logits in draft_heads(TorchOps(weights, config.eps, rows), first_heads):
-                if not propose(logits):
-                    break
-        return Draft(drafts, sureness, left_out)
+                propose(drafted.logits)
+        else:
+            ops = TorchOps(weights, config.eps, Pass([token], cached, sequence.cache, outputs=1, hidden=state))
+            for i in range(config.count):
+                if drafting.goes_on:
+                    propose(head(ops, config, i, state))
+        return drafting.draft
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(tokens), vocab]: row i is of the token after tokens[i]."""

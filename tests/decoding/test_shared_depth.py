@@ -7,7 +7,7 @@ from gemma_mtp.decoding import AutoDepth, Confidence
 from gemma_mtp.decoding.acceptance import DEPTHS
 from gemma_mtp.decoding.costs import PassCost
 from gemma_mtp.decoding.depth import Round
-from gemma_mtp.decoding.economy import Shared
+from gemma_mtp.decoding.economy import CostShape, Shared
 
 OFFER = Confidence("test")
 LIMIT = 8
@@ -21,7 +21,7 @@ def cost(fixed: float, rows: int) -> float:
 def rate(sequences: int, fixed: float, right: float, depth: int | None, noise: float = 0.1, passes: int = 600) -> float:
     """Tokens a second of all sequences at a fixed depth, or at those that AutoDepth chooses (None)."""
     rng = np.random.default_rng(0)
-    shared = Shared()
+    shared = Shared(CostShape([cost(fixed, rows) / cost(fixed, 1) for rows in range(1, 2 + DEPTHS)]))
     shared.sequences = sequences
     controls = [AutoDepth(shared) for _ in range(sequences)]
     tokens, seconds = 0, 0.0
@@ -77,7 +77,7 @@ def test_the_fuller_the_machine_the_less_it_drafts() -> None:
 
 def test_a_row_costs_what_passes_of_several_sizes_say() -> None:
     rng = np.random.default_rng(1)
-    measured = PassCost()
+    measured = PassCost(0.1)
     assert measured.per_row == 0
     measured.measure(1, 0.1)
     assert 0 < measured.per_row < 0.1 * 0.2

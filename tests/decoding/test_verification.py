@@ -241,7 +241,9 @@ def test_an_interrupt_keeps_the_text_so_far_and_a_clean_sequence(at):
     decoding = Decoding(
         target, sequence, prompt, params, text=FakeText(), context=2000, sources=[source], depth=FixedDepth(3)
     )
-    pieces = list(decoding)
+    pieces = []
+    with pytest.raises(KeyboardInterrupt):
+        pieces.extend(decoding)
     assert decoding.finish_reason == "cancelled"
     assert [t for piece in pieces for t in piece.tokens] == decoding.tokens == plain.tokens[: len(decoding.tokens)]
     assert sequence == (prompt + decoding.tokens[:-1] if decoding.tokens else prompt[: 512 * at])
