@@ -19,7 +19,7 @@ from gemma_mtp import Model, SamplingParams
 from gemma_mtp.decoding import AutoDepth, Confidence, DepthControl, FixedDepth, PromptLookup
 from gemma_mtp.decoding.acceptance import DEPTHS, LEVELS
 from gemma_mtp.decoding.depth import Round
-from gemma_mtp.decoding.drafting import Draft, Drafting, Ends
+from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
 from gemma_mtp.decoding.economy import Alone
 from gemma_mtp.decoding.progress import BESIDE, accept
 from gemma_mtp.engine.cost_shape import measured_shape
@@ -63,10 +63,10 @@ def record(model: Model, kind: str, params: SamplingParams) -> Record:
 
 def ended(draft: Draft, depth: int, ends: Ends | None) -> Draft:
     """What the drafter would have made of a draft if it had been asked for this."""
-    drafting, made = Drafting(depth, ends), zip(draft.made, draft.sureness, strict=True)
-    while drafting.goes_on and (step := next(made, None)) is not None:
-        drafting.add(*step)
-    return drafting.draft
+    growing, made = GrowingDraft(depth, ends), zip(draft.made, draft.sureness, strict=True)
+    while growing.goes_on and (step := next(made, None)) is not None:
+        growing.add(*step)
+    return growing.draft
 
 
 def speed(record: Record, control: DepthControl, curve: list[float], step: float, drafter: bool, lookup: bool) -> float:

@@ -50,7 +50,7 @@ class Draft(NamedTuple):
         return self.tokens if self.left_out is None else [*self.tokens, self.left_out]
 
 
-class Drafting:
+class GrowingDraft:
     """A draft while it is made: of at most `depth` tokens, and ended before where `ends` says."""
 
     def __init__(self, depth: int, ends: Ends | None = None):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.tensors import TensorInfo
 from gemma_mtp.config import AnyDrafterConfig, DrafterConfig, HeadsConfig, ModelConfig
-from gemma_mtp.decoding.drafting import Draft, Drafting, Ends
+from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
@@ -160,28 +160,28 @@ class TorchEngine:
         cached = len(sequence.tokens)
         state = sequence.hidden[row : row + 1]
         seen = [*sequence.tokens, token]
-        drafting = Drafting(depth, ends)
+        growing = GrowingDraft(depth, ends)
         self._last_draft = []
 
         def propose(logits: torch.Tensor) -> None:
-            scores, position = _numpy(logits), len(seen) + len(drafting.tokens)
-            chosen = self._sample(scores[0], position, params, seen, drafting.tokens, sequence.prompt)[0]
+            scores, position = _numpy(logits), len(seen) + len(growing.tokens)
+            chosen = self._sample(scores[0], position, params, seen, growing.tokens, sequence.prompt)[0]
             probability = (logits[0].float() / (params.temperature or 1.0)).softmax(-1)[chosen].item()
             self._last_draft.append((scores, state))
-            drafting.add(chosen, _native.sureness(probability))
+            growing.add(chosen, _native.sureness(probability))
 
         if isinstance(config, DrafterConfig):
-            while drafting.goes_on:
-                rows = Pass([*seen, *drafting.tokens][-1:], cached, sequence.cache, outputs=1, hidden=state)
+            while growing.goes_on:
+                rows = Pass([*seen, *growing.tokens][-1:], cached, sequence.cache, outputs=1, hidden=state)
                 drafted = draft_step(TorchOps(weights, config.eps, rows), config, self.config)
                 state = drafted.hidden
                 propose(drafted.logits)
         else:
             ops = TorchOps(weights, config.eps, Pass([token], cached, sequence.cache, outputs=1, hidden=state))
             for i in range(config.count):
-                if drafting.goes_on:
+                if growing.goes_on:
                     propose(head(ops, config, i, state))
-        return drafting.draft
+        return growing.draft
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(tokens), vocab]: row i is of the token after tokens[i]."""
