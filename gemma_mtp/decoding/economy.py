@@ -23,6 +23,11 @@ class CostShape(NamedTuple):
     rows: Sequence[float]
     experts: Experts | None = None
 
+    @property
+    def row(self) -> float:
+        """What a further row costs over a pass of one, on the average."""
+        return max(0.01, (self.rows[-1] - 1) / (len(self.rows) - 1))
+
 
 GUESSED_SHAPE = CostShape([1 + 0.08 * row for row in range(1 + DEPTHS)])  # where memory is the limit
 
@@ -133,7 +138,8 @@ class Shared:
     time. With few sequences a row is cheap, for a pass waits for the weights anyway; the fuller the machine, the nearer
     the price comes to one token, and drafting ends by itself.
 
-    shape: tells what a further row costs until passes have. sequences: those that decode in the coming pass.
+    shape: tells what a further row costs until passes have. sequences: those that run. Some may still have prompts to
+    run: a longer pass keeps these from their tokens as well.
     """
 
     DECAY = 0.98
@@ -142,7 +148,7 @@ class Shared:
     def __init__(self, shape: CostShape = GUESSED_SHAPE):
         self.experience = Experience()
         self.draft = DraftCost()
-        self.cost = PassCost((shape.rows[-1] - 1) / (len(shape.rows) - 1))
+        self.cost = PassCost(shape.row)
         self.sequences = 1
         self._rounds = self._rows = self._tokens = self._drafting = 0.0  # decaying sums over sequences' rounds
 

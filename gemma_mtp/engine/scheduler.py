@@ -24,12 +24,19 @@ from gemma_mtp.decoding.stats import Stats
 from gemma_mtp.engine.interface import BatchEngine, Part
 from gemma_mtp.errors import LateError, SettingsError
 
-# Prompt tokens of a pass in which others decode. These wait for it, so it is little beside one of them; but the more
-# there are, the longer a prompt would wait for its turn, and the less it adds to what they wait for each other.
-PROMPT_BESIDE = 20
-PROMPT_BESIDE_EACH = 10
-PROMPT_BESIDE_MOST = 128
+# What prompts may make a pass longer in which others decode, in passes of one row, and for each of those that decode.
+# They wait for it, so it is little beside one of them; but the more there are, the longer a prompt would wait for its
+# turn, and the less it adds to what they wait for each other.
+PROMPT_BESIDE = 2.4
+PROMPT_BESIDE_EACH = 1.2
+PROMPT_BESIDE_MOST = 128  # tokens
 SOON = 64  # tokens that each sequence should have memory for when one starts, or it would soon be preempted
+
+
+def prompt_beside(shape: CostShape, decoding: int) -> int:
+    """Tokens of prompts in a pass in which so many sequences decode."""
+    tokens = (PROMPT_BESIDE + PROMPT_BESIDE_EACH * decoding) / shape.row
+    return max(1, min(round(tokens), PROMPT_BESIDE_MOST))
 
 
 class Update(NamedTuple):
@@ -83,7 +90,7 @@ class Scheduler:
             raise SettingsError(
                 f"The number of parallel requests is {parallel}: it must be between 1 and {engine.max_outputs}."
             )
-        self._engine, self._parallel = engine, parallel
+        self._engine, self._parallel, self._shape = engine, parallel, shape
         self._waiting: deque[Request] = deque()
         self._ahead: deque[_Running] = deque()  # preempted, or next and waiting for memory: before all that wait
         self._running: list[_Running] = []
@@ -210,13 +217,13 @@ class Scheduler:
         """The coming pass: a part for each decoding sequence, then prompts in the order they came, while rows last."""
         parts: list[tuple[_Running, Part]] = []
         rounds = self._rounds()
-        self._economy.sequences = len(rounds)
+        self._economy.sequences = len(self._running)
         for running, rows in rounds:
             self._add_part(parts, running, rows)
         prompts = [running for running in self._running if running.progress.prompt_left]
         left = self._engine.max_rows - sum(len(part.tokens) for _, part in parts)
         if parts:
-            left = min(left, PROMPT_BESIDE + PROMPT_BESIDE_EACH * len(parts), PROMPT_BESIDE_MOST)
+            left = min(left, prompt_beside(self._shape, len(parts)))
         scored = self._engine.max_outputs - sum(part.rows for _, part in parts) - len(prompts)  # rows beyond one each
         for running in prompts:
             if left <= 0 or running not in self._running:

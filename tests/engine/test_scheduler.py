@@ -3,8 +3,9 @@
 import pytest
 
 from gemma_mtp.decoding import Decoding, Rows, SamplingParams
+from gemma_mtp.decoding.economy import GUESSED_SHAPE, CostShape
 from gemma_mtp.engine.interface import Part
-from gemma_mtp.engine.scheduler import PROMPT_BESIDE, PROMPT_BESIDE_EACH, PROMPT_BESIDE_MOST, Request, Scheduler, Update
+from gemma_mtp.engine.scheduler import PROMPT_BESIDE_MOST, Request, Scheduler, Update, prompt_beside
 from gemma_mtp.errors import LateError, SettingsError
 
 from ..decoding.fake_target import VOCAB, FakeTarget, FakeText
@@ -204,7 +205,7 @@ def test_prompts_run_in_chunks_beside_decoding() -> None:
     scheduler.add(long.request)
     while not long.updates:
         scheduler.step()
-    most = PROMPT_BESIDE + PROMPT_BESIDE_EACH
+    most = prompt_beside(GUESSED_SHAPE, 1)
     chunks = [most] * (1000 // most) + [1000 % most]
     assert engine.parts[1:] == [[(1, 1), (chunk, int(chunk != most))] for chunk in chunks]
 
@@ -218,8 +219,16 @@ def test_the_more_decode_the_more_of_a_prompt_runs_beside_them() -> None:
         run(scheduler, 4)
         scheduler.add(Asked([1] * 1000, SamplingParams(max_tokens=2), "off").request)
         scheduler.step()
-        expected = min(PROMPT_BESIDE + PROMPT_BESIDE_EACH * count, PROMPT_BESIDE_MOST)
+        expected = prompt_beside(GUESSED_SHAPE, count)
         assert engine.parts[-1] == [(1, 1)] * count + [(expected, 0)]
+
+
+def test_the_dearer_a_row_the_less_of_a_prompt_runs_beside_them() -> None:
+    cheap, dear = (CostShape([1 + row * i for i in range(9)]) for row in (0.1, 0.4))
+    assert prompt_beside(cheap, 2) == 4 * prompt_beside(dear, 2) > 40
+    assert prompt_beside(cheap, 30) == PROMPT_BESIDE_MOST
+    assert prompt_beside(CostShape([1.0] * 9), 1) == PROMPT_BESIDE_MOST
+    assert prompt_beside(CostShape([1 + 50 * i for i in range(9)]), 1) == 1
 
 
 def test_drafts_get_the_rows_that_are_left() -> None:
