@@ -151,8 +151,12 @@ class Soak:
             number += PARALLEL
 
     async def cached(self) -> float:
-        """Of the server's memory what the KV cache takes, in MB."""
-        found = re.search(r"^gemma_mtp:kv_cache_bytes (\S+)", (await self.http.get("/metrics")).text, re.MULTILINE)
+        """Of the server's memory what the KV cache takes, in MB; 0 from a server that has ended, as of `megabytes`."""
+        try:
+            metrics = (await self.http.get("/metrics")).text
+        except httpx.HTTPError:
+            return 0.0
+        found = re.search(r"^gemma_mtp:kv_cache_bytes (\S+)", metrics, re.MULTILINE)
         if not found:
             raise Failed("The metrics do not say how large the KV cache is.")
         return float(found[1]) / 1e6

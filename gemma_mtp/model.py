@@ -41,8 +41,9 @@ class AnswerOptions(TypedDict, total=False):
     """What Model.generate, Model.stream and AsyncEngine.submit take beside prompt, settings and draft.
 
     tools: declared in OpenAI's form, for conversations. tool_choice: can force a call: "required", or OpenAI's object
-    that names a function (several calls only with "required" and `parallel_tool_calls`). thinking: lets the model
-    reason before it answers. prediction: what the output is expected to be, or to hold parts of; lookup drafts from it.
+    that names a function. With that, and without `parallel_tool_calls`, an answer ends with its first call. thinking:
+    lets the model reason before it answers. prediction: what the output is expected to be, or to hold parts of; lookup
+    drafts from it.
     """
 
     tools: Tools | None
@@ -225,7 +226,8 @@ class Model:
         ends = self._tokenizer.eos_ids | set(self.config.eos)
         chat: ChatText | None = None
         if _is_conversation(prompt):
-            ids, chat = self._open_chat(prompt, tools, thinking)
+            one_call = not parallel_tool_calls or isinstance(tool_choice, Mapping)
+            ids, chat = self._open_chat(prompt, tools, thinking, one_call)
             ends |= self._turn_ends
         elif tools or thinking:
             raise SettingsError("Tools and thinking are for conversations: give a list of messages as the prompt.")
@@ -241,7 +243,7 @@ class Model:
             raise SettingsError(f"logit_bias has the token {outside}, outside the vocabulary of {self.config.vocab}.")
         expected = self._tokenizer.encode(prediction, bos=False) if prediction else []
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
-        constraint = self._constraint(params, chat, thinking, tools or (), tool_choice, parallel_tool_calls)
+        constraint = self._constraint(params, chat, thinking, tools or (), tool_choice)
         return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat, expected, constraint)
 
     def tokenize(self, text: str) -> list[int]:
@@ -260,7 +262,7 @@ class Model:
         return self._engine.hidden(self._checked(ids))
 
     def _open_chat(
-        self, messages: Sequence[Message], tools: Tools | None, thinking: bool
+        self, messages: Sequence[Message], tools: Tools | None, thinking: bool, one_call: bool
     ) -> tuple[list[int], ChatText]:
         """The prompt of a conversation, and what reads the answer to it."""
         template = self._template
@@ -270,7 +272,7 @@ class Model:
             raise SettingsError("Thinking is asked for, but this model's chat template cannot turn it on.")
         prompt = template.render(messages, tools=tools, enable_thinking=thinking)
         ids = self._tokenizer.encode(prompt, bos=False)  # the template spells out the special tokens
-        return ids, ChatText(self._tokenizer, template.parser(prompt))
+        return ids, ChatText(self._tokenizer, template.parser(prompt), one_call)
 
     def _constraint(
         self,
@@ -279,7 +281,6 @@ class Model:
         thinking: bool,
         tools: Tools,
         choice: ToolChoice,
-        several: bool,
     ) -> Constraint | None:
         """What keeps an answer to the grammar or the calls that are asked for, if any are."""
         forced = _forced_tools(tools, choice)
@@ -289,10 +290,7 @@ class Model:
         if chat is None:
             return self._guide.constraint([answer] if answer else [])
         callable_tools, answer = (tools, answer) if forced is None else (forced, None)
-        several = several and not isinstance(choice, Mapping)
-        return self._guide.constraint(
-            answer_grammar(self._guide, chat.parser, thinking, answer, callable_tools, several)
-        )
+        return self._guide.constraint(answer_grammar(self._guide, chat.parser, thinking, answer, callable_tools))
 
     @cached_property
     def _guide(self) -> Guide:
@@ -319,6 +317,8 @@ class Model:
 
 class _Text:
     """A detokenizer as the decoding loop calls it: token by token."""
+
+    ended = False
 
     def __init__(self, detokenizer: Detokenizer):
         self._detokenizer = detokenizer

@@ -62,6 +62,10 @@ class TextStream(Protocol):
     def flush(self) -> str:
         """What is left, when no more tokens come."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it wants no more tokens."""
+
 
 class Piece(NamedTuple):
     """A part of the output: neighbouring tokens of one origin and the text they released."""
@@ -326,7 +330,7 @@ class Progress:
         if self._constraint:
             self._constraint.advance(token)
         text = self._stop_strings.push(self._text.push(token))
-        if self._stop_strings.found or (self._constraint and self._constraint.ended):
+        if self._stop_strings.found or self._text.ended or (self._constraint and self._constraint.ended):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._params.max_tokens or self.length >= self._context:
             self.finish_reason = "length"

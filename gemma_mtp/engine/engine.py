@@ -115,7 +115,7 @@ class Engine:
                 step = draft_step(ops, config, self.config)
                 logits, following = [step.logits], step.hidden
             else:
-                logits, following = draft_heads(ops, config), -1
+                logits, following = list(draft_heads(ops, config)), -1
         self.drafter = _native.Drafter(plan, self.cache, ops.state, logits, following, config.vocab)
 
     @property

@@ -20,7 +20,7 @@ from gemma_mtp.engine.interface import logprob_of
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
-from gemma_mtp.models.heads import head
+from gemma_mtp.models.heads import draft_heads
 from gemma_mtp.ops.torch import FIXED_ROWS, GrowingCache, Pass, TorchOps, TorchWeights
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -178,9 +178,9 @@ class TorchEngine:
                 propose(drafted.logits)
         else:
             ops = TorchOps(weights, config.eps, Pass([token], cached, sequence.cache, outputs=1, hidden=state))
-            for i in range(config.count):
-                if growing.goes_on:
-                    propose(head(ops, config, i, state))
+            heads = draft_heads(ops, config)
+            while growing.goes_on and (logits := next(heads, None)) is not None:
+                propose(logits)
         return growing.draft
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ model.safetensors. For each head I, under `model.layers.I.`: `pre_feedforward_la
 `masked_embedding.token_ordering` [vocab]. Norms are factors as they are (not 1 + w).
 """
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 from gemma_mtp.config import HeadsConfig
@@ -21,9 +22,10 @@ from gemma_mtp.ops.interface import Ops
 T = TypeVar("T")
 
 
-def draft_heads(ops: Ops[T], config: HeadsConfig) -> list[T]:
-    """Each head's logits, from the hidden states handed to the pass. "target_embed": the target's output embedding."""
-    return [head(ops, config, i, ops.hidden(config.backbone_hidden)) for i in range(config.count)]
+def draft_heads(ops: Ops[T], config: HeadsConfig) -> Iterator[T]:
+    """Each head's logits as it is asked for, from the hidden states handed to the pass. "target_embed": the target's
+    output embedding."""
+    return (head(ops, config, i, ops.hidden(config.backbone_hidden)) for i in range(config.count))
 
 
 def head(ops: Ops[T], config: HeadsConfig, i: int, state: T) -> T:

@@ -109,8 +109,6 @@ class ToolChoice(Body):
     def _check_type(self) -> "ToolChoice":
         if (self.type == "tool") != (self.name is not None):
             raise ValueError("A 'name' belongs to a 'tool_choice' of the type 'tool', and to no other.")
-        if self.disable_parallel_tool_use and self.type == "auto":
-            raise ValueError("'disable_parallel_tool_use' is set, but only a call that is forced can be kept to one.")
         return self
 
 

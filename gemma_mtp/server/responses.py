@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from gemma_mtp.decoding.grammar import Grammar
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.server.messages import Said
-from gemma_mtp.server.schema import ONE_CALL, Body, JsonObjectFormat, JsonSchema, TextFormat
+from gemma_mtp.server.schema import Body, JsonObjectFormat, JsonSchema, TextFormat
 
 Object = dict[str, Any]
 
@@ -142,8 +142,6 @@ class ResponsesBody(Body):
     def _check(self) -> "ResponsesBody":
         if self.previous_response_id is not None:
             raise ValueError("'previous_response_id' is given, but responses are not kept: send their items again.")
-        if self.tools and self.parallel_tool_calls is False and self.forced_choice in ("auto", "none"):
-            raise ValueError(ONE_CALL)
         return self
 
     @property

@@ -13,7 +13,6 @@ MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 
-ONE_CALL = "'parallel_tool_calls' is false, but only a call that 'tool_choice' forces can be kept to one."
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
@@ -254,8 +253,6 @@ class ChatBody(Common):
             raise ValueError("The parameter 'top_logprobs' is given without 'logprobs': set that as well.")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("'max_tokens' and 'max_completion_tokens' mean the same but differ: give one.")
-        if self.declared_tools and self.parallel_tool_calls is False and self.forced_choice == "auto":
-            raise ValueError(ONE_CALL)
         return self
 
     @property

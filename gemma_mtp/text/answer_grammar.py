@@ -33,19 +33,17 @@ def answer_grammar(
     thinking: bool,
     answer: dict[str, Any] | None,
     tools: Sequence[Mapping[str, Any]],
-    several: bool,
 ) -> list[dict[str, Any]]:
     """Grammars for `Guide.constraint`: of an answer that is `answer`, or calls of these tools, after some reasoning.
 
-    parser: what will read it. answer: an entry of that list; None: only calls will do. several: whether there may be
-    more calls than one. Raises SettingsError.
+    parser: what will read it. answer: an entry of that list; None: only calls will do. Raises SettingsError.
     """
     marks = _Marks(guide)
     choices, rules = [], ["start: thought body", f"thought: {_thought(marks, parser, thinking)}"]
     if answer is not None:
         choices.append("@answer")
     if tools:
-        choices.append("call+" if several else "call")
+        choices.append("call+")
         rules += _calls(marks, tools)
     rules.append("body: " + " | ".join(choices))
     return [{"lark_grammar": "\n".join(rules)}, *([answer | {"name": "answer"}] if answer is not None else [])]

@@ -10,12 +10,15 @@ class ChatText:
     """Implements decoding.verification.TextStream for an answer in channels.
 
     `push` and `flush` return what the content gains, so that stop strings look at nothing else; `take` hands out all
-    that the tokens meant. Control tokens are skipped but for the markup that the parser reads.
+    that the tokens meant. Control tokens are skipped but for the markup that the parser reads. one_call: it ends with
+    its first tool call.
     """
 
-    def __init__(self, tokenizer: Tokenizer, parser: ChatParser) -> None:
+    def __init__(self, tokenizer: Tokenizer, parser: ChatParser, one_call: bool = False) -> None:
         self._detokenizer = tokenizer.stream(skip_special=True, keep=parser.markup)
         self.parser = parser
+        self.ended = False
+        self._one_call = one_call
         self._events: list[list[ChatEvent]] = []  # of each token not yet taken, and at last of the flush
 
     def push(self, token: int) -> str:
@@ -36,4 +39,5 @@ class ChatText:
 
     def _note(self, events: list[ChatEvent]) -> str:
         self._events.append(events)
+        self.ended = self._one_call and any(event.kind == "tool_call" for event in events)
         return "".join(event.text for event in events if event.kind == "content")

@@ -85,6 +85,8 @@ class FakeTarget:
 class FakeText:
     """Letters a..e; every seventh token is half a character that the next token completes."""
 
+    ended = False
+
     def __init__(self) -> None:
         self._half = ""
 

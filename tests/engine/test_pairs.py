@@ -39,6 +39,8 @@ PAIRS = [
 class Spelled:
     """Text is of no interest here."""
 
+    ended = False
+
     def push(self, token: int) -> str:
         return ""
 

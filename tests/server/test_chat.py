@@ -51,6 +51,27 @@ def test_a_tools_result_goes_back_with_the_answer_it_was_asked_in(chat_server: S
     assert again.choices[0].message.content == ANSWER
 
 
+@pytest.mark.parametrize("draft", ["off", "auto"])
+def test_an_answer_ends_after_one_call_where_one_is_wanted(chat_server: Server, draft: str) -> None:
+    ask = {"model": "scripted", "messages": QUESTION, "tools": TOOLS, "temperature": 0, "extra_body": {"draft": draft}}
+    whole = chat_server.client.chat.completions.create(**ask)
+    ended = chat_server.client.chat.completions.create(**ask, parallel_tool_calls=False)
+    assert ended.choices[0].finish_reason == "tool_calls"
+    assert ended.choices[0].message.content == ANSWER
+    (call,) = ended.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == CALL["arguments"]
+    assert ended.usage.completion_tokens == whole.usage.completion_tokens - 1  # which ends the turn
+
+    tools = [{"name": "add", "input_schema": {"type": "object"}}]
+    body = {"messages": QUESTION, "max_tokens": 64, "temperature": 0, "tools": tools}
+    used = []
+    for choice in ({}, {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}):
+        answer = chat_server.http.post("/v1/messages", json=body | choice).json()
+        assert answer["stop_reason"] == "tool_use"
+        used.append(answer["usage"]["output_tokens"])
+    assert used == [whole.usage.completion_tokens, ended.usage.completion_tokens]
+
+
 def test_tool_choice_none_declares_no_tools(chat_server: Server) -> None:
     def tokens(**more: object) -> int:
         ask = {"model": "scripted", "messages": QUESTION, "max_completion_tokens": 1, "temperature": 0}

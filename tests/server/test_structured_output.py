@@ -113,7 +113,6 @@ def test_a_call_that_cannot_be_forced_is_refused(chat_server: Server, demo_serve
     for more, words in (
         ({"tool_choice": "required"}, "no tools are declared"),
         ({"tools": TOOLS, "tool_choice": unknown}, "nor one of the tools"),
-        ({"tools": TOOLS, "parallel_tool_calls": False}, "only a call that 'tool_choice' forces"),
     ):
         with pytest.raises(BadRequestError, match=words):
             chat(chat_server, model="scripted", **more)

@@ -72,10 +72,9 @@ def said(guide: Guide, tokenizer: Tokenizer, grammars: list, seed: int) -> str:
 def test_what_is_said_is_a_call_that_fits(guide: Guide, tokenizer: Tokenizer, seed: int) -> None:
     parser = ChatParser()
     tools = [tool("weather", WEATHER), tool("now")]
-    grammars = answer_grammar(guide, parser, False, None, tools, several=seed % 2 == 0)
+    grammars = answer_grammar(guide, parser, False, None, tools)
     events = [*parser.push(said(guide, tokenizer, grammars, seed)), *parser.flush()]
     assert {event.kind for event in events} == {"tool_call"}, events
-    assert seed % 2 == 0 or len(events) == 1
     for event in events:
         call = event.tool_call
         assert call is not None
@@ -99,7 +98,7 @@ def test_reasoning_comes_first_and_then_what_is_asked_for(guide: Guide, tokenize
     for prompt in ("", "<|channel>thought\n"):
         parser = ChatParser(prompt=prompt)
         answer = {"lark_grammar": 'start: "yes" | "no"'}
-        grammars = answer_grammar(guide, parser, True, answer, [tool("now", {"properties": {}})], several=True)
+        grammars = answer_grammar(guide, parser, True, answer, [tool("now", {"properties": {}})])
         events = [*parser.push(said(guide, tokenizer, grammars, seed)), *parser.flush()]
         content = "".join(event.text for event in events if event.kind == "content")
         calls = [event.tool_call for event in events if event.tool_call]
@@ -109,7 +108,7 @@ def test_reasoning_comes_first_and_then_what_is_asked_for(guide: Guide, tokenize
 
 def test_what_cannot_be_forced_is_refused(guide: Guide, tokenizer: Tokenizer) -> None:
     def ask(name: str, parameters: object = None) -> None:
-        guide.constraint(answer_grammar(guide, ChatParser(), False, None, [tool(name, parameters)], True))
+        guide.constraint(answer_grammar(guide, ChatParser(), False, None, [tool(name, parameters)]))
 
     with pytest.raises(SettingsError, match="has a space, a brace or a colon"):
         ask("a b")
@@ -123,4 +122,4 @@ def test_what_cannot_be_forced_is_refused(guide: Guide, tokenizer: Tokenizer) ->
     plain = Guide(Tokenizer(tokenizer._encoder, special_ids=[], added_ids=[], eos_ids=[1], bos_id=2), 8, [1], [])
     plain.token = lambda text: None  # type: ignore[method-assign]
     with pytest.raises(SettingsError, match="has no token"):
-        answer_grammar(plain, ChatParser(), False, None, [tool("f")], True)
+        answer_grammar(plain, ChatParser(), False, None, [tool("f")])
