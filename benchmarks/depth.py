@@ -111,9 +111,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     asked = parser.parse_args()
     model = Model.load(asked.model, drafter=asked.drafter, threads=asked.threads)
-    shape = measured_shape(model.engine, seconds=2)
-    if shape is None:
+    measured = measured_shape(model.engine, seconds=2)
+    if measured is None:
         parser.error("a pass of this model takes too long to measure several widths")
+    shape = measured.shape
     step = measure_costs(model, (1,), 3).draft_share or 0.0
     print("C(T)/C(1)", *(f"{ratio:.2f}" for ratio in shape.rows), f"  a step of the drafter: {step:.3f}")
     curve = list(shape.rows)

@@ -18,15 +18,21 @@ class Experts(NamedTuple):
 
 
 class CostShape(NamedTuple):
-    """rows: C(T)/C(1) for T = 1, 2, ... rows. experts: None for a model without."""
+    """rows: C(T)/C(1) for T = 1, 2, ... rows. experts: None for a model without. prompt: what a token of a prompt, of
+    which nothing is sampled, costs beside other rows, over C(1); None: as much as other rows do."""
 
     rows: Sequence[float]
     experts: Experts | None = None
+    prompt: float | None = None
 
     @property
     def row(self) -> float:
         """What a further row costs over a pass of one, on the average."""
         return max(0.01, (self.rows[-1] - 1) / (len(self.rows) - 1))
+
+    @property
+    def prompt_row(self) -> float:
+        return self.row if self.prompt is None else max(0.01, self.prompt)
 
 
 GUESSED_SHAPE = CostShape([1 + 0.08 * row for row in range(1 + DEPTHS)])  # where memory is the limit

@@ -27,15 +27,15 @@ from gemma_mtp.errors import LateError, SettingsError
 # What prompts may make a pass longer in which others decode, in passes of one row, and for each of those that decode.
 # They wait for it, so it is little beside one of them; but the more there are, the longer a prompt would wait for its
 # turn, and the less it adds to what they wait for each other.
-PROMPT_BESIDE = 2.4
-PROMPT_BESIDE_EACH = 1.2
+PROMPT_BESIDE = 1.4
+PROMPT_BESIDE_EACH = 0.7
 PROMPT_BESIDE_MOST = 128  # tokens
 SOON = 64  # tokens that each sequence should have memory for when one starts, or it would soon be preempted
 
 
 def prompt_beside(shape: CostShape, decoding: int) -> int:
     """Tokens of prompts in a pass in which so many sequences decode."""
-    tokens = (PROMPT_BESIDE + PROMPT_BESIDE_EACH * decoding) / shape.row
+    tokens = (PROMPT_BESIDE + PROMPT_BESIDE_EACH * decoding) / shape.prompt_row
     return max(1, min(round(tokens), PROMPT_BESIDE_MOST))
 
 

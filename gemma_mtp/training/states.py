@@ -52,8 +52,9 @@ class Recipe:
     data begin, or from nothing.
 
     A third each is written at temperature 1, at temperature 1 from the likeliest tokens, and nearly greedily. (Greedily
-    a small model soon repeats itself, and there is little to learn from that.) from_nothing: a third of those
-    that are written; what the target says unasked is what it knows.
+    a small model soon repeats itself, and there is little to learn from that.) A beginning is an eighth or half of a
+    text at most: what is asked at the end of a long prompt must be seen. from_nothing: a third of those that are
+    written; what the target says unasked is what it knows.
     """
 
     length: int  # tokens of a text, its prompt included
@@ -72,7 +73,8 @@ class Recipe:
             given = 1
         elif not self.is_read(number):
             ends = np.flatnonzero(tokens == end)
-            given = min(16 + 16 * (number % 3), int(ends[0]) if len(ends) and ends[0] else self.length)
+            most = self.length // (8 if number % 24 < 12 else 2)
+            given = min(most, int(ends[0]) if len(ends) and ends[0] else self.length)
         temperature, top_k, top_p = _WAYS[number % len(_WAYS)]
         seed = self.seed * 1_000_003 + number
         return given, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, logprobs=TOP)

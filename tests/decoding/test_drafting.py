@@ -1,10 +1,12 @@
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_mtp import _native
 from gemma_mtp.decoding import PromptLookup
+from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
 
 
 def longest_repeated_suffix(text):
@@ -92,3 +94,35 @@ def test_confidence_grows_with_the_match():
 def test_an_empty_source_proposes_nothing():
     assert PromptLookup().propose(3).tokens == []
     assert PromptLookup().confidence is None
+
+
+def grown(depth, ends, *, tokens=range(10, 20), sureness=(3, 2, 1, 0, 3, 3, 3, 3, 3, 3)):
+    growing = GrowingDraft(depth, ends)
+    made = zip(tokens, sureness, strict=True)
+    while growing.goes_on:
+        growing.add(*next(made))
+    return growing.draft
+
+
+def test_a_draft_grows_to_its_depth():
+    assert grown(3, None) == Draft([10, 11, 12], [3, 2, 1])
+    assert grown(0, None) == Draft([], [])
+
+
+def test_a_draft_ends_before_what_is_not_worth_a_row_or_a_step():
+    acceptance = np.tile(np.array([0.1, 0.5, 0.5, 1.0], np.float32), (4, 1))  # together 1, 1/2, 1/4, 1/40
+    never = np.zeros(4, np.float32)
+
+    def at(place, least):
+        changed = never.copy()
+        changed[place] = least
+        return changed
+
+    assert grown(4, Ends(acceptance, never, never)) == Draft([10, 11, 12, 13], [3, 2, 1, 0])
+    assert grown(4, Ends(acceptance, at(2, 0.25), never)).tokens == [10, 11, 12, 13]
+    left_out = grown(4, Ends(acceptance, at(2, 0.26), never))
+    assert left_out == Draft([10, 11], [3, 2, 1], 12)
+    assert left_out.made == [10, 11, 12]
+    assert grown(4, Ends(acceptance, never, at(2, 0.5))).tokens == [10, 11, 12, 13]
+    assert grown(4, Ends(acceptance, never, at(2, 0.51))) == Draft([10, 11], [3, 2])  # the third is not even made
+    assert grown(9, Ends(acceptance, never, never)).tokens == list(range(10, 19))  # beyond what the ends tell of

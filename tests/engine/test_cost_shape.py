@@ -16,18 +16,24 @@ from gemma_mtp.engine.engine import Engine
 from ..checkpoints.tiny import TARGETS, write_folder
 
 COSTS = {1: 10, 2: 11, 3: 13, 4: 15, 5: 18, 6: 21, 7: 24, 8: 27}  # milliseconds
+PROMPT = 0.9  # a token
 
 
 class Timed:
-    """An engine that only takes time: `scale` times COSTS for a pass, and `expert` milliseconds for each expert read
-    beyond 8, which every token of its own wakes."""
+    """An engine that only takes time: `scale` times COSTS and PROMPT for a pass, and `expert` milliseconds for each
+    expert read beyond 8, which every token of its own wakes. disturbed: two passes of three take 10 ms longer."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, scale: float = 1.0, max_depth: int = 15, expert: float | None = None
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        scale: float = 1.0,
+        max_depth: int = 15,
+        expert: float | None = None,
+        disturbed: bool = False,
     ):
         layer = SimpleNamespace(experts=None if expert is None else "some")
         self.config, self.max_depth, self.expert = SimpleNamespace(vocab=100, layers=[layer]), max_depth, expert
-        self.now, self.passes, self.scale, self.open = 0.0, 0, scale, 0
+        self.now, self.passes, self.scale, self.open, self.disturbed = 0.0, 0, scale, 0, disturbed
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
 
     def create(self) -> list[int]:
@@ -41,31 +47,33 @@ class Timed:
         del sequence[length:]
 
     def step(self, sequence: list[int], tokens: list[int], rows: int, params: object) -> Rows:
-        assert len(tokens) == rows
+        assert rows in (1, len(tokens))
         assert all(0 <= token < 100 for token in tokens)
         sequence += tokens
         self.passes += 1
         read = 8 * len(set(tokens)) if self.expert is not None else 0
-        self.now += (self.scale * COSTS[rows] + (self.expert or 0) * (read - 8)) / 1000
+        prompt = PROMPT * (len(tokens) - rows)
+        self.now += (self.scale * (COSTS[rows] + prompt) + (self.expert or 0) * (read - 8)) / 1000
+        self.now += self.disturbed * (self.passes % 3 > 0) * 0.01
         return Rows([0] * rows, experts=read)
 
 
 def test_widths_between_and_beyond_those_measured_are_on_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Timed(monkeypatch)
-    assert measured_shape(engine).rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
+    assert measured_shape(engine).shape.rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
     assert engine.now < 0.25
     assert not engine.open
 
 
 def test_a_slow_model_is_measured_at_fewer_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Timed(monkeypatch, scale=4)
-    assert measured_shape(engine).rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
+    assert measured_shape(engine).shape.rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
     assert engine.now < 0.25
     assert measured_shape(Timed(monkeypatch, scale=10)) is None
 
 
 def test_an_engine_that_runs_few_rows_is_measured_up_to_these(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = measured_shape(Timed(monkeypatch, max_depth=3))
+    shape = measured_shape(Timed(monkeypatch, max_depth=3)).shape
     assert shape.rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1, 2.3, 2.5])
 
 
@@ -83,7 +91,7 @@ def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_quick_model_takes_little_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Timed(monkeypatch, scale=0.01)
-    assert measured_shape(engine).rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
+    assert measured_shape(engine).shape.rows == pytest.approx([1, 1.1, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0])
     assert engine.now < 0.01
 
 
@@ -94,8 +102,24 @@ def test_a_very_slow_model_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def kept(rows: object, experts: object) -> str:
-    return json.dumps({"rows": rows, "experts": experts})
+def test_a_prompts_tokens_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured_shape(Timed(monkeypatch)).shape.prompt_row == pytest.approx(PROMPT / COSTS[1])
+    slow = measured_shape(Timed(monkeypatch, scale=4)).shape  # which leaves no time for that
+    assert slow.prompt is None
+    assert slow.prompt_row == slow.row
+
+
+def test_what_a_busy_machine_says_is_used_but_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = Timed(monkeypatch, scale=0.5, disturbed=True)
+    assert cost_shape(engine, "key", tmp_path).rows[3] == pytest.approx(1.5)
+    assert not list(tmp_path.iterdir())
+    engine.disturbed = False
+    assert cost_shape(engine, "key", tmp_path).rows[3] == pytest.approx(1.5)
+    assert list(tmp_path.iterdir())
+
+
+def kept(rows: object, experts: object, prompt: object = 0.1) -> str:
+    return json.dumps({"rows": rows, "experts": experts, "prompt": prompt})
 
 
 NINE = [1.0] * 9
@@ -114,6 +138,9 @@ DAMAGES = [
     kept(NINE, [NINE, "a"]),
     kept(None, None),
     kept(NINE, 7),
+    kept(NINE, None, "a"),
+    kept(NINE, None, -1.0),
+    json.dumps({"rows": NINE, "experts": None}),
 ]
 
 
@@ -140,7 +167,7 @@ def test_what_an_expert_costs_is_told_by_one_token_over_and_over(
     ratios = [took / 5 for took in seconds.values()]
     assert [shape.rows[rows - 1] for rows in seconds] == pytest.approx(ratios, abs=1e-3)
     assert shape.experts == Experts(pytest.approx([8.0 * rows for rows in range(1, 10)]), pytest.approx(0.05 / 5))
-    assert cost_shape(engine, "key", tmp_path) == CostShape(shape.rows, Experts(*shape.experts))
+    assert cost_shape(engine, "key", tmp_path) == CostShape(shape.rows, Experts(*shape.experts), shape.prompt)
 
 
 def test_an_engine_counts_the_experts_that_its_passes_read(tmp_path: Path) -> None:
@@ -152,6 +179,6 @@ def test_an_engine_counts_the_experts_that_its_passes_read(tmp_path: Path) -> No
     assert engine.step(sequence, [2], 1, params).experts == layers * active
     many = engine.step(sequence, list(range(3, 35)), 1, params).experts
     assert layers * active < many <= layers * TARGETS["26B-A4B"]["num_experts"]
-    experts = measured_shape(engine).experts
+    experts = measured_shape(engine).shape.experts
     assert experts.read[0] == layers * active
     assert experts.read[-1] > experts.read[0]

@@ -225,8 +225,9 @@ def test_the_more_decode_the_more_of_a_prompt_runs_beside_them() -> None:
 
 def test_the_dearer_a_row_the_less_of_a_prompt_runs_beside_them() -> None:
     cheap, dear = (CostShape([1 + row * i for i in range(9)]) for row in (0.1, 0.4))
-    assert prompt_beside(cheap, 2) == 4 * prompt_beside(dear, 2) > 40
+    assert prompt_beside(cheap, 2) == 4 * prompt_beside(dear, 2) == 28
     assert prompt_beside(cheap, 30) == PROMPT_BESIDE_MOST
+    assert prompt_beside(cheap._replace(prompt=0.05), 2) == 2 * prompt_beside(cheap, 2)
     assert prompt_beside(CostShape([1.0] * 9), 1) == PROMPT_BESIDE_MOST
     assert prompt_beside(CostShape([1 + 50 * i for i in range(9)]), 1) == 1
 
