@@ -8,11 +8,10 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from gemma_mtp.decoding import progress
-from gemma_mtp.decoding.progress import FinishReason, Origin, TokenLogprobs
-from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.decoding.progress import FinishReason, Origin, Progress, TokenLogprobs
+from gemma_mtp.decoding.progress import Piece as DecodedPiece
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.decoding.verification import Decoding
+from gemma_mtp.decoding.verification import draft_and_verify
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.text.chat_parser import ChatEvent, ToolCall
 from gemma_mtp.text.chat_text import ChatText
@@ -83,21 +82,14 @@ class Generation:
 class Stream:
     """Iterate it for the pieces of a generation; `generation` holds what has come so far, and the end of it."""
 
-    def __init__(
-        self,
-        decoding: Decoding[Any],
-        engine: AnyEngine,
-        sequence: Any,
-        params: SamplingParams,
-        chat: ChatText | None = None,
-    ):
+    def __init__(self, progress: Progress, engine: AnyEngine, sequence: Any, chat: ChatText | None = None):
         self.generation = Generation(
-            stats=decoding.stats,
-            tokens=decoding.tokens,
-            logprobs=[] if params.logprobs else None,
-            prompt_logprobs=decoding.prompt_logprobs if params.prompt_logprobs else None,
+            stats=progress.stats,
+            tokens=progress.tokens,
+            logprobs=[] if progress.params.logprobs else None,
+            prompt_logprobs=progress.prompt_logprobs if progress.params.prompt_logprobs else None,
         )
-        self._pieces = self._run(decoding, engine, sequence, chat)
+        self._pieces = self._run(progress, engine, sequence, chat)
 
     def __iter__(self) -> Stream:
         return self
@@ -110,18 +102,18 @@ class Stream:
         self._pieces.close()
 
     def _run(
-        self, decoding: Decoding[Any], engine: AnyEngine, sequence: Any, chat: ChatText | None
+        self, progress: Progress, engine: AnyEngine, sequence: Any, chat: ChatText | None
     ) -> Generator[Piece, None, None]:
-        generation = self.generation
-        pieces = in_channels(decoding, chat) if chat else (Piece(*piece) for piece in decoding)
+        generation, decoded = self.generation, draft_and_verify(engine, sequence, progress)
+        pieces = in_channels(decoded, chat) if chat else (Piece(*piece) for piece in decoded)
         try:
             for piece in pieces:
                 generation.add(piece)
                 yield piece
         finally:
-            pieces.close()  # while there still is the sequence, which decoding leaves in order
-            generation.finish_reason = decoding.finish_reason or "cancelled"
-            generation.stop_string = decoding.stop_string
+            decoded.close()  # while there still is the sequence, which it leaves in order
+            generation.finish_reason = progress.finish_reason or "cancelled"
+            generation.stop_string = progress.stop_string
             engine.release(sequence)
 
 
@@ -146,7 +138,7 @@ class Channels:
         self._chat = chat
         self._channel: Channel = "content"
 
-    def split(self, piece: progress.Piece) -> Iterator[Piece]:
+    def split(self, piece: DecodedPiece) -> Iterator[Piece]:
         parts: dict[Channel, _Part] = defaultdict(_Part)
         for place, events in enumerate(self._chat.take(len(piece.tokens))):
             for event in events:
@@ -166,15 +158,15 @@ class Channels:
             yield Piece(event.text, [], "target", channel=event.kind, tool_call=event.tool_call)
 
 
-def in_channels(decoding: Iterable[progress.Piece], chat: ChatText) -> Generator[Piece, None, None]:
-    """The pieces of `decoding`, each split by channel."""
+def in_channels(decoded: Iterable[DecodedPiece], chat: ChatText) -> Iterator[Piece]:
+    """Pieces, each split by channel."""
     channels = Channels(chat)
-    for piece in decoding:
+    for piece in decoded:
         yield from channels.split(piece)
     yield from channels.rest()
 
 
-def _pieces(whole: progress.Piece, channel: Channel, part: _Part) -> Iterator[Piece]:
+def _pieces(whole: DecodedPiece, channel: Channel, part: _Part) -> Iterator[Piece]:
     """One piece; of the channel of tool calls, one for each."""
     tokens = [whole.tokens[place] for place in part.places]
     logprobs = None if whole.logprobs is None else [whole.logprobs[place] for place in part.places]

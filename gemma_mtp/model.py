@@ -17,9 +17,8 @@ from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.drafting import draft_sources
 from gemma_mtp.decoding.economy import Alone, CostShape
 from gemma_mtp.decoding.grammar import Constraint
-from gemma_mtp.decoding.progress import TextStream, check_prompt
+from gemma_mtp.decoding.progress import Progress, TextStream, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.decoding.verification import Decoding
 from gemma_mtp.engine.cost_shape import cost_shape
 from gemma_mtp.engine.interface import AnyEngine
 from gemma_mtp.errors import PromptError, SettingsError
@@ -189,9 +188,7 @@ class Model:
         elif isinstance(asked.draft, int):
             depth = FixedDepth(asked.draft)
         sequence = self._engine.create()
-        decoding = Decoding(
-            self._engine,
-            sequence,
+        progress = Progress(
             asked.ids,
             asked.params,
             text=asked.text,
@@ -201,7 +198,7 @@ class Model:
             constraint=asked.constraint,
             eos_ids=asked.ends,
         )
-        return Stream(decoding, self._engine, sequence, asked.params, asked.chat)
+        return Stream(progress, self._engine, sequence, asked.chat)
 
     @property
     def cost_shape(self) -> CostShape:

@@ -5,12 +5,11 @@ from gemma_mtp.decoding.drafting import Confidence, Drafting, DraftSource, Promp
 from gemma_mtp.decoding.progress import Piece, Progress, Rows, TextStream, TokenLogprobs, Wanted, accept
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
-from gemma_mtp.decoding.verification import Decoding, Target
+from gemma_mtp.decoding.verification import Target, draft_and_verify
 
 __all__ = [
     "AutoDepth",
     "Confidence",
-    "Decoding",
     "DepthControl",
     "DraftSource",
     "Drafting",
@@ -27,4 +26,5 @@ __all__ = [
     "TrainedDrafter",
     "Wanted",
     "accept",
+    "draft_and_verify",
 ]

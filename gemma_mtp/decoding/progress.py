@@ -4,7 +4,7 @@ Whoever drives it runs the passes: a loop over one sequence (verification.py), o
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from gemma_mtp.decoding.depth import DepthControl, Round
@@ -99,7 +99,7 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
 
 class Progress:
     """How far a generation has come. Until `finish_reason` is set, a driver repeats: `want`, a pass, `take`, and
-    cutting the sequence to `length`; then `end`. `hand_out` gives the pieces that are ready, at any time.
+    cutting the sequence to `length`; then `end`. `pieces` hands out those that are ready, at any time.
 
     cached: how many tokens of the prompt the sequence holds already (fewer than all of it).
     sources, depth: what drafts, and the choice of source and length each round; without them decoding is plain.
@@ -130,7 +130,8 @@ class Progress:
         """Of the prompt's tokens but the first, where the settings ask for them."""
         self.stats = Stats(prompt_tokens=len(prompt))
         self.finish_reason: FinishReason | None = None
-        self._prompt, self._params, self._text, self._context = prompt, params, text, context
+        self.prompt, self.params = prompt, params
+        self._text, self._context = text, context
         self._sources = sources if depth is not None else ()
         self._depth, self._constraint = depth, constraint
         self._stop_ids = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
@@ -157,7 +158,7 @@ class Progress:
     @property
     def length(self) -> int:
         """Tokens of the sequence that are decided and in its cache."""
-        return len(self._prompt) + len(self.tokens) - 1 if self._ran and self.tokens else self._cached
+        return len(self.prompt) + len(self.tokens) - 1 if self._ran and self.tokens else self._cached
 
     @property
     def prompt_left(self) -> int:
@@ -172,7 +173,7 @@ class Progress:
     def rewind(self) -> None:
         """The sequence was given up: a new one has to run everything again. What was generated stays."""
         if self.tokens:
-            self._to_run = [*self._prompt, *self.tokens[:-1]]
+            self._to_run = [*self.prompt, *self.tokens[:-1]]
         else:
             self.prompt_logprobs.clear()
         self._ran, self._cached = False, 0
@@ -213,18 +214,19 @@ class Progress:
         if not self._stop_strings.found:
             rest += self._stop_strings.flush()
         if rest:
-            self._pieces.append(Piece(rest, [], "target", [] if self._params.logprobs else None))
+            self._pieces.append(Piece(rest, [], "target", [] if self.params.logprobs else None))
 
-    def hand_out(self) -> Piece | None:
-        """The next piece that is ready, None if there is none."""
-        return self._pieces.pop(0) if self._pieces else None
+    def pieces(self) -> Iterator[Piece]:
+        """Hands out the pieces that are ready."""
+        while self._pieces:
+            yield self._pieces.pop(0)
 
     def _want_prompt(self, most: int) -> Wanted:
         if self._started is None:
             self._started = self._clock()
             for source in self._sources:
-                source.advance(self._prompt)
-        scoring = self._params.prompt_logprobs and not self.tokens
+                source.advance(self.prompt)
+        scoring = self.params.prompt_logprobs and not self.tokens
         if scoring:
             most = min(most, SCORED_CHUNK)
         end = min(self._cached + most, len(self._to_run))
@@ -250,7 +252,7 @@ class Progress:
                 source.advance(self.tokens[-1:])
             return
         self.stats.seconds_prompt = self._clock() - self._started  # type: ignore[operator]
-        if self._params.max_tokens:
+        if self.params.max_tokens:
             self._keep(rows, accepted=0)
         else:
             self._cached += len(wanted.tokens)
@@ -262,7 +264,7 @@ class Progress:
         allowed = None
         self._confidence, self._asked, self._draft, self._beside, self._forced = None, 0, Draft([]), [], False
         # The last token wanted needs no draft after it, and the pass must fit the context.
-        room = min(self._params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
+        room = min(self.params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
         if self._constraint and self._depth is not None and room > 0:
             drafts = self._constraint.forced(min(room, FORCED))
             self._forced = bool(drafts)
@@ -332,6 +334,6 @@ class Progress:
         text = self._stop_strings.push(self._text.push(token))
         if self._stop_strings.found or self._text.ended or (self._constraint and self._constraint.ended):
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._params.max_tokens or self.length >= self._context:
+        elif len(self.tokens) >= self.params.max_tokens or self.length >= self._context:
             self.finish_reason = "length"
         return text

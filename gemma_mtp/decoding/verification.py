@@ -7,14 +7,11 @@ so what is kept is what plain decoding would have given, whatever the source pro
 Musco, Suresh 2024, arXiv 2408.07978). What to run and what to keep is decided in progress.py.
 """
 
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Generator, Sequence
+from typing import Protocol, TypeVar
 
-from gemma_mtp.decoding.depth import DepthControl
-from gemma_mtp.decoding.drafting import DraftSource
-from gemma_mtp.decoding.grammar import Constraint, Masks
-from gemma_mtp.decoding.progress import FinishReason, Piece, Progress, Rows, TextStream
+from gemma_mtp.decoding.grammar import Masks
+from gemma_mtp.decoding.progress import Piece, Progress, Rows
 from gemma_mtp.decoding.sampling import SamplingParams
 
 S = TypeVar("S", contravariant=True)
@@ -46,86 +43,33 @@ class Target(Protocol[S]):
         """Forgets the tokens of the sequence from index `length` on."""
 
 
-class Decoding(Generic[S]):
-    """One generation: iterate it for its pieces; tokens, stats and finish_reason tell what has come of it so far.
+def draft_and_verify(target: Target[S], sequence: S, progress: Progress) -> Generator[Piece, None, None]:
+    """Runs a generation on its sequence to the end and yields its pieces; `progress` tells what has come of it.
 
     Afterwards, however it ended, the sequence holds the prompt and all tokens but the last (and less of the prompt if
-    it was interrupted there). The settings are those of Progress. An interrupt (Ctrl-C) while a piece is being made
-    is raised once the pieces that have come are handed out.
+    it was interrupted there). An interrupt (Ctrl-C) while a piece is being made is raised once the pieces that have
+    come are handed out.
     """
-
-    def __init__(
-        self,
-        target: Target[S],
-        sequence: S,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        text: TextStream,
-        context: int,
-        sources: Sequence[DraftSource] = (),
-        depth: DepthControl | None = None,
-        constraint: Constraint | None = None,
-        eos_ids: Collection[int] = (),
-        cached: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
-    ):
-        self._target, self._sequence, self._params = target, sequence, params
-        self._prompt = len(prompt)
-        self._progress = Progress(
-            prompt,
-            params,
-            text=text,
-            context=context,
-            sources=sources,
-            depth=depth,
-            constraint=constraint,
-            eos_ids=eos_ids,
-            cached=cached,
-            clock=clock,
-        )
-        self.tokens, self.prompt_logprobs = self._progress.tokens, self._progress.prompt_logprobs
-        self.stats = self._progress.stats
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        return self._progress.finish_reason
-
-    @property
-    def stop_string(self) -> str | None:
-        """The stop string that ended the text, if one did."""
-        return self._progress.stop_string
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence that are decided and in its cache."""
-        return self._progress.length
-
-    def __iter__(self) -> Iterator[Piece]:
-        progress = self._progress
+    try:
         try:
-            try:
-                while not progress.finish_reason:
-                    self._run_pass()
-                    yield from self._hand_out()
-            except KeyboardInterrupt:
-                progress.end()
-                yield from self._hand_out()
-                raise
+            while not progress.finish_reason:
+                _run_pass(target, sequence, progress)
+                yield from progress.pieces()
+        except KeyboardInterrupt:
             progress.end()
-            yield from self._hand_out()
-        finally:
-            progress.finish_reason = progress.finish_reason or "cancelled"
-            self._target.truncate(self._sequence, self.length)
+            yield from progress.pieces()
+            raise
+        progress.end()
+        yield from progress.pieces()
+    finally:
+        progress.finish_reason = progress.finish_reason or "cancelled"
+        target.truncate(sequence, progress.length)
 
-    def _hand_out(self) -> Iterator[Piece]:
-        while (piece := self._progress.hand_out()) is not None:
-            yield piece
 
-    def _run_pass(self) -> None:
-        before = self.length
-        wanted = self._progress.want()
-        rows = self._target.step(self._sequence, *wanted[:2], self._params, self._prompt, *wanted[2:])
-        self._progress.take(rows)
-        if self.length < before + len(wanted.tokens):  # not all drafts were kept
-            self._target.truncate(self._sequence, self.length)
+def _run_pass(target: Target[S], sequence: S, progress: Progress) -> None:
+    before = progress.length
+    wanted = progress.want()
+    rows = target.step(sequence, *wanted[:2], progress.params, len(progress.prompt), *wanted[2:])
+    progress.take(rows)
+    if progress.length < before + len(wanted.tokens):  # not all drafts were kept
+        target.truncate(sequence, progress.length)

@@ -281,7 +281,7 @@ class Scheduler:
             if progress.length < before + len(part.tokens):  # not all drafts were kept
                 self._engine.truncate(running.sequence, progress.length)
             self._engine.share(running.sequence)
-            pieces = _pieces(progress)
+            pieces = list(progress.pieces())
             if pieces:
                 running.request.receive(_update(running, pieces))
         except Exception as error:  # of one sequence's text: the others go on
@@ -303,7 +303,7 @@ class Scheduler:
                 progress.end()
             except Exception as fault:  # of its text
                 error = fault
-        update = _update(running, _pieces(progress))
+        update = _update(running, list(progress.pieces()))
         running.request.receive(update._replace(finish_reason=None if error else progress.finish_reason, error=error))
 
     def _refuse(self, request: Request, error: Exception | None = None) -> None:
@@ -316,10 +316,3 @@ def _update(running: _Running, pieces: list[Piece]) -> Update:
     progress, asks = running.progress, running.request.params.prompt_logprobs
     prompt_logprobs = progress.prompt_logprobs if asks else None
     return Update(pieces, progress.stats, prompt_logprobs=prompt_logprobs, stop_string=progress.stop_string)
-
-
-def _pieces(progress: Progress) -> list[Piece]:
-    pieces = []
-    while (piece := progress.hand_out()) is not None:
-        pieces.append(piece)
-    return pieces

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_mtp.decoding import AutoDepth, Decoding, FixedDepth, PromptLookup, SamplingParams
+from gemma_mtp.decoding import AutoDepth, FixedDepth, Progress, PromptLookup, SamplingParams, draft_and_verify
 from gemma_mtp.decoding.economy import Alone, CostShape
 
 from .fake_target import VOCAB, FakeTarget, FakeText, OracleDrafts
@@ -56,13 +56,12 @@ class Rule:
 
 def run(params, length, sources=(), depth=None):
     sequence: list[int] = []
-    decoding = Decoding(
-        FakeTarget(), sequence, PROMPT, params, text=FakeText(), context=1000, sources=sources, depth=depth,
-        constraint=Rule(length),
-    )  # fmt: skip
-    text = "".join(piece.text for piece in decoding)
-    assert sequence == [*PROMPT, *decoding.tokens[:-1]]
-    return decoding, (decoding.tokens, text, decoding.finish_reason)
+    progress = Progress(
+        PROMPT, params, text=FakeText(), context=1000, sources=sources, depth=depth, constraint=Rule(length)
+    )
+    text = "".join(piece.text for piece in draft_and_verify(FakeTarget(), sequence, progress))
+    assert sequence == [*PROMPT, *progress.tokens[:-1]]
+    return progress, (progress.tokens, text, progress.finish_reason)
 
 
 @given(st.integers(1, 60), st.integers(0, 9), st.sampled_from([0.0, 1.0]), st.integers(1, 50), st.booleans())

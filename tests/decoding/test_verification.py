@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_mtp.decoding import AutoDepth, Confidence, Decoding, FixedDepth, PromptLookup, SamplingParams, accept
+from gemma_mtp.decoding import (
+    AutoDepth,
+    Confidence,
+    FixedDepth,
+    Progress,
+    PromptLookup,
+    SamplingParams,
+    accept,
+    draft_and_verify,
+)
 from gemma_mtp.decoding.economy import Alone, CostShape
 from gemma_mtp.errors import PromptError
 
@@ -26,9 +35,7 @@ SOURCES = {
 
 def run(params, source=None, depth=None, target=None, context=10_000, eos_ids=(), prompt=PROMPT):
     sequence = []
-    decoding = Decoding(
-        target or FakeTarget(),
-        sequence,
+    progress = Progress(
         prompt,
         params,
         text=FakeText(),
@@ -37,15 +44,15 @@ def run(params, source=None, depth=None, target=None, context=10_000, eos_ids=()
         depth=depth,
         eos_ids=eos_ids,
     )
-    pieces = list(decoding)
-    assert [t for piece in pieces for t in piece.tokens] == decoding.tokens
-    assert sequence == [*prompt, *decoding.tokens[:-1]]
-    assert decoding.stats.tokens == len(decoding.tokens)
-    return decoding, "".join(piece.text for piece in pieces), pieces
+    pieces = list(draft_and_verify(target or FakeTarget(), sequence, progress))
+    assert [t for piece in pieces for t in piece.tokens] == progress.tokens
+    assert sequence == [*prompt, *progress.tokens[:-1]]
+    assert progress.stats.tokens == len(progress.tokens)
+    return progress, "".join(piece.text for piece in pieces), pieces
 
 
-def outcome(decoding, text):
-    return decoding.tokens, text, decoding.finish_reason
+def outcome(progress, text):
+    return progress.tokens, text, progress.finish_reason
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -98,11 +105,9 @@ def test_free_proposals_that_are_not_taken_are_judged_by_what_came(right):
     plain, *_ = run(params)
     control = FirstSource(3)
     first, other = OracleDrafts(PROMPT, plain.tokens, 0.7), Free(PROMPT, plain.tokens, right)
-    decoding = Decoding(
-        FakeTarget(), [], PROMPT, params, text=FakeText(), context=10_000, sources=[first, other], depth=control
-    )
-    list(decoding)
-    assert decoding.tokens == plain.tokens
+    progress = Progress(PROMPT, params, text=FakeText(), context=10_000, sources=[first, other], depth=control)
+    list(draft_and_verify(FakeTarget(), [], progress))
+    assert progress.tokens == plain.tokens
     assert len(control.told) == control.rounds
     assert all(asked >= 1 and accepted == right * asked for _, asked, accepted in control.told)
     assert max(asked for _, asked, _ in control.told) > 1
@@ -157,8 +162,8 @@ def test_streamed_text_never_shows_the_beginning_of_a_stop_string():
     params = SamplingParams(max_tokens=60, temperature=1.0, seed=3)
     _, text, _ = run(params)
     stop = text[20:26]
-    decoding, shown, pieces = run(SamplingParams(max_tokens=60, temperature=1.0, seed=3, stop=stop))
-    assert decoding.finish_reason == "stop"
+    progress, shown, pieces = run(SamplingParams(max_tokens=60, temperature=1.0, seed=3, stop=stop))
+    assert progress.finish_reason == "stop"
     assert shown == text[: text.find(stop)]
     for i in range(len(pieces)):
         assert shown.startswith("".join(p.text for p in pieces[:i]))
@@ -191,14 +196,13 @@ def test_stats_count_what_happened():
 
 def test_rate_counts_rounds_only_and_not_the_reader():
     ticks = iter(range(1000))
-    decoding = Decoding(
-        FakeTarget(), [], PROMPT, SamplingParams(max_tokens=5), text=FakeText(), context=99, clock=lambda: next(ticks)
-    )
-    for _ in decoding:
+    params = SamplingParams(max_tokens=5)
+    progress = Progress(PROMPT, params, text=FakeText(), context=99, clock=lambda: next(ticks))
+    for _ in draft_and_verify(FakeTarget(), [], progress):
         next(ticks)
-    assert decoding.stats.seconds_prompt == 1
-    assert decoding.stats.seconds_decode == 4 * 3
-    assert decoding.stats.tokens_per_second == 4 / 12
+    assert progress.stats.seconds_prompt == 1
+    assert progress.stats.seconds_decode == 4 * 3
+    assert progress.stats.tokens_per_second == 4 / 12
 
 
 def test_logprobs_come_with_their_tokens():
@@ -222,11 +226,9 @@ def test_long_prompts_run_in_chunks_and_cached_tokens_not_again():
     plain, _, _ = run(SamplingParams(max_tokens=5), target=whole, prompt=prompt)
     assert whole.passes == [512, 512, 176, 1, 1, 1, 1]
     resumed, sequence = FakeTarget(), prompt[:1100]
-    decoding = Decoding(
-        resumed, sequence, prompt, SamplingParams(max_tokens=5), text=FakeText(), context=2000, cached=1100
-    )
-    list(decoding)
-    assert decoding.tokens == plain.tokens
+    progress = Progress(prompt, SamplingParams(max_tokens=5), text=FakeText(), context=2000, cached=1100)
+    list(draft_and_verify(resumed, sequence, progress))
+    assert progress.tokens == plain.tokens
     assert resumed.passes == [100, 1, 1, 1, 1]
 
 
@@ -238,23 +240,19 @@ def test_an_interrupt_keeps_the_text_so_far_and_a_clean_sequence(at):
     target, sequence = FakeTarget(), []
     target.interrupt_at = at
     source = OracleDrafts(prompt, plain.tokens, 0.5)
-    decoding = Decoding(
-        target, sequence, prompt, params, text=FakeText(), context=2000, sources=[source], depth=FixedDepth(3)
-    )
+    progress = Progress(prompt, params, text=FakeText(), context=2000, sources=[source], depth=FixedDepth(3))
     pieces = []
     with pytest.raises(KeyboardInterrupt):
-        pieces.extend(decoding)
-    assert decoding.finish_reason == "cancelled"
-    assert [t for piece in pieces for t in piece.tokens] == decoding.tokens == plain.tokens[: len(decoding.tokens)]
-    assert sequence == (prompt + decoding.tokens[:-1] if decoding.tokens else prompt[: 512 * at])
+        pieces.extend(draft_and_verify(target, sequence, progress))
+    assert progress.finish_reason == "cancelled"
+    assert [t for piece in pieces for t in piece.tokens] == progress.tokens == plain.tokens[: len(progress.tokens)]
+    assert sequence == (prompt + progress.tokens[:-1] if progress.tokens else prompt[: 512 * at])
 
 
 def test_closing_the_stream_leaves_a_clean_sequence():
     sequence = []
     plain, _, _ = run(SamplingParams(max_tokens=20))
-    decoding = Decoding(
-        FakeTarget(),
-        sequence,
+    progress = Progress(
         PROMPT,
         SamplingParams(max_tokens=20),
         text=FakeText(),
@@ -262,18 +260,18 @@ def test_closing_the_stream_leaves_a_clean_sequence():
         sources=[OracleDrafts(PROMPT, plain.tokens, 1.0)],
         depth=FixedDepth(3),
     )
-    stream = iter(decoding)
+    stream = draft_and_verify(FakeTarget(), sequence, progress)
     for _ in range(3):
         next(stream)
     stream.close()
-    assert decoding.finish_reason == "cancelled"
-    assert sequence == PROMPT + decoding.tokens[:-1]
+    assert progress.finish_reason == "cancelled"
+    assert sequence == PROMPT + progress.tokens[:-1]
 
 
 @pytest.mark.parametrize(("prompt", "word"), [([], "no tokens"), ([1] * 11, "11 tokens")])
 def test_a_prompt_that_cannot_run_is_one_sentence(prompt, word):
     with pytest.raises(PromptError, match=word):
-        Decoding(FakeTarget(), [], prompt, SamplingParams(), text=FakeText(), context=10)
+        Progress(prompt, SamplingParams(), text=FakeText(), context=10)
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=7))

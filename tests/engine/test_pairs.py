@@ -11,7 +11,7 @@ import pytest
 
 from gemma_mtp import _native
 from gemma_mtp.checkpoints.load import open_checkpoint
-from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, SamplingParams, TrainedDrafter
+from gemma_mtp.decoding import DraftSource, FixedDepth, Progress, SamplingParams, TrainedDrafter, draft_and_verify
 from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.engine.engine import Engine, SequenceState
 from gemma_mtp.engine.scheduler import Request, Scheduler, Update
@@ -107,11 +107,10 @@ def decode(engine: Engine, params: SamplingParams, depth: int = 0, source=None) 
     sequence = engine.create()
     sources = [source(sequence)] if source else []
     options = {"sources": sources, "depth": FixedDepth(depth)} if depth else {}
-    decoding = Decoding(engine, sequence, PROMPT, params, text=Spelled(), context=engine.context, **options)
-    for _ in decoding:
-        pass
+    progress = Progress(PROMPT, params, text=Spelled(), context=engine.context, **options)
+    list(draft_and_verify(engine, sequence, progress))
     engine.release(sequence)
-    return decoding.tokens
+    return progress.tokens
 
 
 @pytest.fixture(scope="module")

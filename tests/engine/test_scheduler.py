@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma_mtp.decoding import Decoding, Rows, SamplingParams
+from gemma_mtp.decoding import Progress, Rows, SamplingParams, draft_and_verify
 from gemma_mtp.decoding.economy import GUESSED_SHAPE, CostShape
 from gemma_mtp.engine.interface import Part
 from gemma_mtp.engine.scheduler import PROMPT_BESIDE_MOST, Request, Scheduler, Update, prompt_beside
@@ -106,20 +106,17 @@ def test_each_request_gets_what_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -
         scheduler.add(one.request)
     run(scheduler)
     for one in asked:
-        request = one.request
-        alone = Decoding(FakeEngine(), [], request.prompt, request.params, text=FakeText(), context=10_000)
-        text = "".join(piece.text for piece in alone)
-        assert (one.tokens, one.text, one.ends) == (alone.tokens, text, [(alone.finish_reason, None)])
+        expected, text = alone(one)
+        assert (one.tokens, one.text, one.ends) == (expected.tokens, text, [(expected.finish_reason, None)])
     assert not engine.held
     assert max(len(parts) for parts in engine.parts) == 12
     assert any(rows > 1 for parts in engine.parts for _, rows in parts), "nothing was drafted"
 
 
-def alone(asked: Asked) -> Decoding:
-    request = asked.request
-    decoding = Decoding(FakeEngine(), [], request.prompt, request.params, text=FakeText(), context=10_000)
-    list(decoding)
-    return decoding
+def alone(asked: Asked) -> tuple[Progress, str]:
+    """What a request comes to without others, and its text."""
+    progress = Progress(asked.request.prompt, asked.request.params, text=FakeText(), context=10_000)
+    return progress, "".join(piece.text for piece in draft_and_verify(FakeEngine(), [], progress))
 
 
 @pytest.mark.parametrize("room", [760, 900, 1500])
@@ -130,7 +127,7 @@ def test_where_memory_runs_out_all_get_what_they_get_alone(room: int) -> None:
         scheduler.add(one.request)
     run(scheduler)
     for one in asked:
-        expected = alone(one)
+        expected, _ = alone(one)
         assert (one.tokens, one.ends) == (expected.tokens, [(expected.finish_reason, None)])
     assert not engine.held
 
@@ -146,7 +143,7 @@ def test_preempted_requests_go_on_where_they_were() -> None:
     assert preempted[0] == 0
     assert preempted[2] > 0
     for one in asked:
-        expected = alone(one)
+        expected, _ = alone(one)
         assert one.tokens == expected.tokens
         assert one.ends == [("length", None)]
 
@@ -293,7 +290,7 @@ def test_log_probabilities_of_prompts_are_those_of_a_prompt_alone(max_tokens: in
         assert all(len(one.top) == 2 for one in found)
         assert asked.ends == [("length", None)]
         plain = SamplingParams(max_tokens=9, **settings | {"prompt_logprobs": False})  # type: ignore[arg-type]
-        alone = Decoding(FakeTarget(order=2), [], prompt, plain, text=FakeText(), context=10_000)
-        list(alone)
-        assert asked.tokens == alone.tokens[:max_tokens]
+        progress = Progress(prompt, plain, text=FakeText(), context=10_000)
+        list(draft_and_verify(FakeTarget(order=2), [], progress))
+        assert asked.tokens == progress.tokens[:max_tokens]
     assert all(asked.updates[-1].prompt_logprobs is None for asked in others)

@@ -12,7 +12,7 @@ import torch
 
 from gemma_mtp import PairError, PromptError, SamplingParams, SettingsError, _native
 from gemma_mtp.checkpoints.load import open_checkpoint
-from gemma_mtp.decoding import Decoding, DraftSource, FixedDepth, TrainedDrafter
+from gemma_mtp.decoding import DraftSource, FixedDepth, Progress, TrainedDrafter, draft_and_verify
 from gemma_mtp.decoding.depth import Round
 from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.engine.torch_engine import TorchEngine, TorchSequence
@@ -153,9 +153,7 @@ def generate(
     depth: FixedDepth | None = None,
 ) -> list[int]:
     sequence = engine.create()
-    decoding = Decoding(
-        engine,
-        sequence,
+    progress = Progress(
         TOKENS[:40],
         params,
         text=FakeText(),
@@ -163,9 +161,8 @@ def generate(
         sources=[source(sequence)] if source else [],
         depth=depth,
     )
-    for _ in decoding:
-        pass
-    return decoding.tokens
+    list(draft_and_verify(engine, sequence, progress))
+    return progress.tokens
 
 
 def test_log_probabilities_of_a_prompt_are_those_it_is_generated_with(engine_of: Callable[[str], TorchEngine]) -> None:
