@@ -47,7 +47,7 @@ Complete = Callable[[list[int], float, int], Answer]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Drafting with the same pair, here and in llama.cpp.")
     parser.add_argument("pair", type=Path, metavar="PAIR", help="folder of the target, with the drafter in assistant/")
-    parser.add_argument("--llama-cpp", type=Path, required=True, metavar="DIR", help="folder of llama-server")
+    parser.add_argument("--llama-cpp", type=Path, required=True, metavar="DIR", help="folder with bin/llama-server")
     parser.add_argument("--depth", type=int, default=3, help="tokens drafted a round (default 3)")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
@@ -68,7 +68,7 @@ def main() -> None:
 def measure(target: Path, drafter: Path, args: argparse.Namespace) -> dict[str, Any]:
     model = Model.load(target, drafter=drafter, threads=args.threads)
     prompts = unseen_prompts(model, args.prompts)
-    server, threads = args.llama_cpp / "llama-server", ["-t", str(args.threads)]
+    server, threads = args.llama_cpp / "bin" / "llama-server", ["-t", str(args.threads)]
     drafting = ["-md", str(drafter), "--spec-type", "draft-mtp", "--spec-draft-n-max", str(args.depth)]
     with (
         LlamaServer(server, target, threads) as plain,

@@ -53,11 +53,11 @@ DRAFTER_LAYERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama-cpp", type=Path, required=True, help="folder of llama-server")
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="folder with bin/llama-server")
     parser.add_argument("--gemma4-vocab", type=Path, help="default: found in llama.cpp's sources beside or above DIR")
     parser.add_argument("--keep", type=Path, help="leave the models in this folder")
     options = parser.parse_args()
-    server = options.llama_cpp / "llama-server"
+    server = options.llama_cpp / "bin" / "llama-server"
     vocab = options.gemma4_vocab or find_vocab(options.llama_cpp)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)

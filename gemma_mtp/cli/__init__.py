@@ -56,3 +56,6 @@ def main() -> None:
     except GemmaMtpError as error:
         print(f"gemma-mtp: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # of a disk that is full, say
+        print(f"gemma-mtp: {error}", file=sys.stderr)
+        sys.exit(1)

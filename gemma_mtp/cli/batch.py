@@ -34,19 +34,24 @@ def batch(
     ctx: options.Context = None,
     dtype: options.Dtype = None,
     kv: options.Kv = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the answers of a run that was stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.jsonl if it exists.")] = False,
 ) -> None:
     """Answer a file of requests as OpenAI's batches have them, and as `serve` would.
 
     A line of IN.jsonl has custom_id, method, url and body; OUT.jsonl gets a line for each in the same order, with the
-    status and the body of the answer. Until all are there, OUT.jsonl.part holds those that are.
+    status and the body of the answer. Until all are there, OUT.jsonl.part holds those that are; --resume goes on there.
     """
     try:
-        from gemma_mtp.server.batch import read_tasks
+        from gemma_mtp.server.batch import answered_before, read_tasks
     except ImportError as error:
         raise SettingsError("Batches need more packages: run `pip install 'gemma-mtp[server]'`.") from error
     tasks = read_tasks(source)
-    if not target.absolute().parent.is_dir():
-        raise SettingsError(f"{target} cannot be written: there is no folder {target.absolute().parent}.")
+    check_target(source, target, force)
+    part = target.with_name(target.name + ".part")
+    if part.exists() and not resume:
+        raise SettingsError(f"{part} has the answers of a run that was stopped: go on with --resume, or delete it.")
+    kept = answered_before(part, tasks) if part.exists() else []
 
     from gemma_mtp import AsyncEngine, Model
     from gemma_mtp.server.schema import MAX_CHOICES
@@ -54,23 +59,46 @@ def batch(
     name = model or options.DEMO
     loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, kv=kv)
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=parallel * MAX_CHOICES)
-    answered = asyncio.run(_run(engine, alias or served_name(name), tasks, target, parallel))
+    answered = sum(answer["response"]["status_code"] == 200 for answer in kept)
+    try:
+        answered += asyncio.run(_run(engine, alias or served_name(name), tasks, len(kept), part, parallel))
+    except KeyboardInterrupt:
+        print(f"Stopped. What is answered is in {part}: go on with --resume.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    os.replace(part, target)
     rest = "" if answered == len(tasks) else "; the others have errors"
     print(f"{answered} of {len(tasks)} requests were answered{rest}.", file=sys.stderr)
 
 
-async def _run(engine: "AsyncEngine", name: str, tasks: "list[Task]", target: Path, parallel: int) -> int:
-    """Writes the answers; how many of them are no errors."""
+def check_target(source: Path, target: Path, force: bool) -> None:
+    """Raises SettingsError if the answers should not or cannot go there: before any is computed."""
+    if not target.absolute().parent.is_dir():
+        raise SettingsError(f"{target} cannot be written: there is no folder {target.absolute().parent}.")
+    if target.is_dir() or not target.name:
+        raise SettingsError(f"{target} is a folder: name a file for the answers.")
+    if target.exists() and target.samefile(source):
+        raise SettingsError(f"{target} holds the requests: give another file for the answers.")
+    if target.exists() and not force:
+        raise SettingsError(f"{target} exists: give another name, or --force to replace it.")
+
+
+async def _run(engine: "AsyncEngine", name: str, tasks: "list[Task]", done: int, part: Path, parallel: int) -> int:
+    """Adds the answers to all tasks but the first `done` to a file; how many of them are no errors."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from gemma_mtp.server.app import create_app
     from gemma_mtp.server.batch import answers
 
     app = create_app(engine, name, max_body=sys.maxsize)
-    part, answered = target.with_name(target.name + ".part"), 0
+    answered, console = 0, Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with engine:
-        with part.open("w", encoding="utf-8") as out:
-            async for answer in answers(app, tasks, parallel):
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar, part.open("a") as out:
+            shown = bar.add_task("Answered", total=len(tasks), completed=done)
+            async for answer in answers(app, tasks[done:], parallel):
                 out.write(json.dumps(answer) + "\n")
                 out.flush()
                 answered += answer["response"]["status_code"] == 200
-    os.replace(part, target)
+                bar.advance(shown)
     return answered

@@ -87,7 +87,7 @@ def describe(name: str, path: Path, context: int | None) -> dict[str, Any]:
     if checkpoint.packed:
         found["layout"] = "packed"
     if checkpoint.ignored:
-        found["left aside"] = len(checkpoint.ignored)  # tensors that text does not need
+        found["tensors left aside"] = len(checkpoint.ignored)  # text does not need them
     weights = sum(of["bytes"] for of in types.values())
     memory = {"weights": weights, "sum": weights}
     if isinstance(config, ModelConfig):  # a drafter has no cache of its own

@@ -31,7 +31,7 @@ Threads = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--ctx", "-c", metavar="N", min=1, help="Context length in tokens.", show_default=False),
+    typer.Option("--ctx", "-c", metavar="N", min=1, help="Context length in tokens; by default 8192 at most.", show_default=False),
 ]
 Backend = Annotated[str, typer.Option("--backend", metavar="native|torch", help="What runs the model.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="What the torch backend runs on.")]
@@ -46,7 +46,7 @@ Dtype = Annotated[
 ]
 DrafterDtype = Annotated[
     str | None,
-    typer.Option("--drafter-dtype", metavar="TYPE", help="The same for the drafter.", show_default=False),
+    typer.Option("--drafter-dtype", metavar="TYPE", help="--dtype of the drafter.", show_default=False),
 ]
 Kv = Annotated[
     str | None,

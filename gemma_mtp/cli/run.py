@@ -81,12 +81,14 @@ def run(
     """
     name, text = options.model_and_prompt(first, second, model, read_file(file, prompt))
     depth = options.parse_draft(draft)
-    if text == "-" or (text is None and not sys.stdin.isatty()):
-        text = without_last_newline(sys.stdin.read())
+    if text == "-" or (text is None and not (sys.stdin and sys.stdin.isatty())):
+        text = read_standard_input()
     if text is None and as_json:
         raise PromptError("With --json a prompt is needed; give it as an argument, with -p, -f or on standard input.")
     if text == "":
         raise PromptError("The prompt is empty; give some text to continue.")
+    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+        raise PromptError("The prompt is not UTF-8 text.")  # how Python passes on an argument's other bytes
 
     from gemma_mtp import Model, SamplingParams
 
@@ -156,6 +158,15 @@ def read_file(path: Path | None, prompt: str | None) -> str | None:
         raise PromptError(f"The prompt file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise PromptError(f"The prompt file {path} is not UTF-8 text.") from error
+
+
+def read_standard_input() -> str:
+    if sys.stdin is None:
+        raise PromptError("Standard input is closed; give a prompt as an argument, with -p or -f.")
+    try:
+        return without_last_newline(sys.stdin.buffer.read().decode())
+    except UnicodeDecodeError as error:
+        raise PromptError("Standard input is not UTF-8 text.") from error
 
 
 def without_last_newline(text: str) -> str:

@@ -1,7 +1,8 @@
 """gemma-mtp serve: an OpenAI-compatible server for many users at once."""
 
+import socket
 import sys
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -95,6 +96,7 @@ def serve(
         raise SettingsError("Serving needs more packages: run `pip install 'gemma-mtp[server]'`.") from error
     if api_key is not None and not api_key.strip():
         raise SettingsError("--api-key is empty: give a key, or leave it out to let everyone in.")
+    check_address(host, port)
     keys = [*([api_key.strip()] if api_key else ()), *(read_keys(api_key_file) if api_key_file else ())]
     if not keys and host not in ("127.0.0.1", "::1", "localhost"):
         print(f"gemma-mtp: everyone who reaches {host} is let in; --api-key asks for a key.", file=sys.stderr)
@@ -123,6 +125,17 @@ def serve(
     uvicorn.Server(settings).run()
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises SettingsError if nothing can listen there: before a model is loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SettingsError(f"Nothing can listen at {host}, port {port}: {error.strerror}.") from None
+
+
 def read_keys(path: Path) -> list[str]:
     """The API keys of a file. Raises SettingsError."""
     try:
@@ -137,6 +150,5 @@ def read_keys(path: Path) -> list[str]:
 
 def served_name(model: str) -> str:
     """demo as it is, owner/name as it is, and of a path its last part without .gguf."""
-    if PurePath(model).suffix == ".gguf" or model.startswith((".", "/", "~")):
-        return PurePath(model).name.removesuffix(".gguf")
-    return model
+    path = Path(model).expanduser()
+    return path.resolve().name.removesuffix(".gguf") if model != options.DEMO and path.exists() else model

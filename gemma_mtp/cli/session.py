@@ -119,13 +119,19 @@ class History:
 
         self.readline = readline
         self.path = path
-        if path.exists():
-            readline.read_history_file(path)
+        try:
+            if path.exists():
+                readline.read_history_file(path)
+        except OSError as error:
+            print(f"Earlier lines cannot be read from {path}: {error.strerror}.", file=sys.stderr)
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.readline.set_history_length(1000)
-        self.readline.write_history_file(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.readline.set_history_length(1000)
+            self.readline.write_history_file(self.path)
+        except OSError as error:
+            print(f"The lines of this session cannot be kept in {self.path}: {error.strerror}.", file=sys.stderr)
 
 
 def open_history() -> History:

@@ -17,6 +17,7 @@ from gemma_mtp.decoding.acceptance import DEPTHS
 from gemma_mtp.decoding.economy import GUESSED_SHAPE, CostShape, Experts
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.interface import AnyEngine
+from gemma_mtp.errors import CheckpointError
 
 SECONDS = 0.2  # that measuring may take
 ROUNDS = 8  # of all passes, where the time allows
@@ -48,7 +49,7 @@ def cost_shape(engine: AnyEngine, key: str | None, folder: Path | None = None) -
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as out:
                 out.write(json.dumps(measured.shape._asdict()).encode())
-        except OSError as fault:
+        except (OSError, CheckpointError) as fault:
             _log.warning("What passes cost is measured again at the next start: %s", fault)
     return measured.shape
 

@@ -108,6 +108,8 @@ class Training:
         if settings.length > self.target.context:
             most = self.target.context
             raise SettingsError(f"Texts of {settings.length} tokens are longer than the target's context of {most}.")
+        if missing := [path for path in settings.data if path not in (PYTHON, ITSELF) and not Path(path).exists()]:
+            raise SettingsError(f"There is no data at {missing[0]}: give files or folders, {PYTHON} or {ITSELF}.")
         shard = TEXTS_A_SHARD * settings.length
         room = int(settings.gigabytes * 1e9) // (bytes_a_token(self.target) * shard)
         if not room:
@@ -230,6 +232,8 @@ class Training:
             raise SettingsError(f"{self.out} holds a training already: go on with --resume, or give another folder.")
         if resume and not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
+        if not resume and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise SettingsError(f"{self.out} is there already and not an empty folder: give another one.")
         if resume:
             earlier = _DEFAULTS | json.loads(path.read_text())  # which may be from before there was a setting
             free = ("data", "tokens", "gigabytes", "minutes", "threads")

@@ -135,7 +135,7 @@ std::vector<double> time_read(const PackedMatrix& w, int threads, int repeats) {
             const uint64_t* p = reinterpret_cast<const uint64_t*>(w.view.data + g0 * size);
             uint64_t sums[8] = {};
             for (int64_t n = (g1 - g0) * size / 64; n; n--, p += 8) {
-                __builtin_prefetch(p + 512, 0, 2);  // 4 KiB ahead, as the kernels do
+                __builtin_prefetch(p + 1024, 0, 2);  // 8 KiB ahead, as the kernels do
                 for (int k = 0; k < 8; k++) sums[k] += p[k];
             }
             for (uint64_t s : sums) total.fetch_add(s, std::memory_order_relaxed);

@@ -86,6 +86,49 @@ def test_a_file_that_is_none_of_requests_is_refused_whole(tmp_path: Path, conten
     assert str(refused.value).endswith(".")
 
 
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    source, whole, target = (tmp_path / name for name in ("in.jsonl", "whole.jsonl", "out.jsonl"))
+    settings = {"model": "demo", "max_tokens": 6, "temperature": 1.0, "seed": 4}
+    source.write_text("".join(line(f"n{i}", "/v1/completions", **settings, prompt=f"{i}, ") for i in range(4)))
+    assert batch(source, whole).returncode == 0
+    first, second, third, _ = whole.read_text().splitlines(keepends=True)
+    part = tmp_path / "out.jsonl.part"
+    part.write_text(first + second + third[:40])
+
+    refused = batch(source, target)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--resume" in refused.stderr
+    done = batch(source, target, "--resume")
+    assert (done.returncode, done.stderr) == (0, "4 of 4 requests were answered.\n")
+    answers = [[json.loads(text) for text in path.read_text().splitlines()] for path in (whole, target)]
+    assert answers[1][:2] == answers[0][:2]  # kept as they were
+    texts = [[answer["response"]["body"]["choices"][0]["text"] for answer in of] for of in answers]
+    assert texts[0] == texts[1]
+    assert not part.exists()
+
+    part.write_text(second)
+    other = batch(source, target, "--resume", "--force")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "other requests" in other.stderr
+    part.write_text("[1]\n")
+    assert "cannot be read" in batch(source, target, "--resume", "--force").stderr
+
+
+def test_answers_do_not_replace_what_is_there(tmp_path: Path) -> None:
+    source, there = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(GOOD)
+    there.write_text("precious")
+    refusals = {there: "--force", source: "holds the requests", tmp_path: "is a folder", Path("/"): "folder"}
+    for target, words in refusals.items():
+        done = batch(source, target)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert words in done.stderr
+    assert there.read_text() == "precious"
+    assert source.read_text() == GOOD
+    assert batch(source, there, "--force").returncode == 0
+    assert json.loads(there.read_text())["custom_id"] == "a"
+
+
 def test_files_that_there_are_not_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(GOOD)
     for source, target in (("none.jsonl", "out.jsonl"), ("in.jsonl", "none/out.jsonl")):

@@ -1,6 +1,7 @@
 """The command as its users run it: processes, exit codes, what goes to which stream."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -55,6 +56,24 @@ def test_input_errors_are_one_sentence(tmp_path):
     assert_one_sentence(command("run", "Hello", "--draft", "fast"), "'fast'")
     (tmp_path / "latin.txt").write_bytes(b"\xff")
     assert_one_sentence(command("run", "-f", tmp_path / "latin.txt"), "latin.txt", "UTF-8")
+    assert_one_sentence(command("run", b"caf\xe9".decode(errors="surrogateescape")), "not UTF-8")
+    for locale in ("C.UTF-8", "en_US.UTF-8", "POSIX"):
+        done = subprocess.run(
+            [*GEMMA_MTP, "run"], input=b"caf\xe9", capture_output=True, env=os.environ | {"LC_ALL": locale}
+        )
+        assert (done.returncode, done.stderr) == (2, b"gemma-mtp: Standard input is not UTF-8 text.\n")
+
+
+def test_a_full_disk_and_closed_streams_are_one_sentence():
+    for shell, code, words in (
+        ("run a -n 2 > /dev/full", 1, "No space left"),
+        ("run <&-", 2, "Standard input is closed"),
+    ):
+        line = " ".join([*GEMMA_MTP, shell])
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert done.returncode == code
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_usage_errors_exit_with_2():

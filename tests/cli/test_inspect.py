@@ -37,7 +37,7 @@ def test_a_multimodal_folder_says_what_text_leaves_aside(tmp_path: Path) -> None
     config = {"model_type": "gemma3", "text_config": TARGETS["gemma3"]}
     weights = write_folder(tmp_path, config, extra={"model.vision_tower.x": np.ones((4, 4), np.float32)})
     found = describe("x", tmp_path, None)
-    assert found["left aside"] == 1
+    assert found["tensors left aside"] == 1
     assert found["parameters"] == sum(value.size for value in weights.values())
 
 

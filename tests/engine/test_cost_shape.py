@@ -156,6 +156,10 @@ def test_where_it_cannot_be_kept_it_is_said(
     (tmp_path / "file").write_text("")
     assert cost_shape(Timed(monkeypatch), "key", tmp_path / "file").rows[3] == pytest.approx(1.5)
     assert "measured again" in caplog.text
+    caplog.clear()
+    (tmp_path / "key.json").mkdir()  # nor can a file have the name of a folder
+    assert cost_shape(Timed(monkeypatch), "key", tmp_path).rows[3] == pytest.approx(1.5)
+    assert "measured again" in caplog.text
 
 
 def test_what_an_expert_costs_is_told_by_one_token_over_and_over(

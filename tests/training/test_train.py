@@ -203,6 +203,12 @@ def test_the_command_states_its_plan_and_keeps_what_there_is_on_ctrl_c(
     target: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = target["settings"]
+    for data, folder in (("no/such/data", tmp_path / "d"), (settings.data[0], target["drafter"].parent)):
+        refused = CliRunner().invoke(
+            app, ["train", "--target", settings.target, "--data", data, "--out", str(folder), "--tokens", "6144"]
+        )
+        assert isinstance(refused.exception, SettingsError)
+        assert not (folder / "training.json").exists()
     options = ["train", "--target", settings.target, "--data", settings.data[0], "--out", str(tmp_path / "d")]
     options += ["--tokens", "2000", "--hidden", "48", "--layers", "2", "--length", str(LENGTH), "--threads", "1"]
     planned = CliRunner().invoke(app, [*options, "--plan"])
