@@ -31,7 +31,9 @@ Threads = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--ctx", "-c", metavar="N", min=1, help="Context length in tokens; by default 8192 at most.", show_default=False),
+    typer.Option(
+        "--ctx", "-c", metavar="N", min=1, help="Context in tokens; by default at most 8192.", show_default=False
+    ),
 ]
 Backend = Annotated[str, typer.Option("--backend", metavar="native|torch", help="What runs the model.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="What the torch backend runs on.")]

@@ -94,7 +94,8 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
     if not prompt:
         raise PromptError("The prompt holds no tokens: give at least one.")
     if len(prompt) > context:
-        raise PromptError(f"The prompt has {len(prompt)} tokens, more than the context of {context}: shorten it, or raise the context.")
+        length = f"The prompt has {len(prompt)} tokens, more than the context of {context}"
+        raise PromptError(f"{length}: shorten it, or raise the context.")
 
 
 class Progress:
