@@ -51,7 +51,7 @@ def batch(
     part = target.with_name(target.name + ".part")
     if part.exists() and not resume:
         raise SettingsError(f"{part} has the answers of a run that was stopped: go on with --resume, or delete it.")
-    kept = answered_before(part, tasks) if part.exists() else []
+    statuses = answered_before(part, tasks) if part.exists() else []
 
     from gemma_mtp import AsyncEngine, Model
     from gemma_mtp.server.schema import MAX_CHOICES
@@ -59,13 +59,13 @@ def batch(
     name = model or options.DEMO
     loaded = Model.load(name, drafter=drafter, threads=threads, context=ctx, dtype=dtype, kv=kv)
     engine = AsyncEngine(loaded, parallel=parallel, max_queue=parallel * MAX_CHOICES)
-    answered = sum(answer["response"]["status_code"] == 200 for answer in kept)
     try:
-        answered += asyncio.run(_run(engine, alias or served_name(name), tasks, len(kept), part, parallel))
+        asyncio.run(_run(engine, alias or served_name(name), tasks, statuses, part, parallel))
     except KeyboardInterrupt:
         print(f"Stopped. What is answered is in {part}: go on with --resume.", file=sys.stderr)
         raise typer.Exit(130) from None
     os.replace(part, target)
+    answered = statuses.count(200)
     rest = "" if answered == len(tasks) else "; the others have errors"
     print(f"{answered} of {len(tasks)} requests were answered{rest}.", file=sys.stderr)
 
@@ -82,8 +82,10 @@ def check_target(source: Path, target: Path, force: bool) -> None:
         raise SettingsError(f"{target} exists: give another name, or --force to replace it.")
 
 
-async def _run(engine: "AsyncEngine", name: str, tasks: "list[Task]", done: int, part: Path, parallel: int) -> int:
-    """Adds the answers to all tasks but the first `done` to a file; how many of them are no errors."""
+async def _run(
+    engine: "AsyncEngine", name: str, tasks: "list[Task]", statuses: list[int], part: Path, parallel: int
+) -> None:
+    """Adds the answers to a file, and their statuses to those of the first tasks, which it has already."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -91,7 +93,7 @@ async def _run(engine: "AsyncEngine", name: str, tasks: "list[Task]", done: int,
     from gemma_mtp.server.batch import answers
 
     app = create_app(engine, name, max_body=sys.maxsize)
-    answered, console = 0, Console(stderr=True)
+    done, console = len(statuses), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with engine:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar, part.open("a") as out:
@@ -99,6 +101,5 @@ async def _run(engine: "AsyncEngine", name: str, tasks: "list[Task]", done: int,
             async for answer in answers(app, tasks[done:], parallel):
                 out.write(json.dumps(answer) + "\n")
                 out.flush()
-                answered += answer["response"]["status_code"] == 200
+                statuses.append(answer["response"]["status_code"])
                 bar.advance(shown)
-    return answered

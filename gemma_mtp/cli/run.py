@@ -1,5 +1,6 @@
 """gemma-mtp run: answers or continues a prompt, or holds a small session when there is none."""
 
+import io
 import json
 import sys
 from contextlib import suppress
@@ -163,8 +164,10 @@ def read_file(path: Path | None, prompt: str | None) -> str | None:
 def read_standard_input() -> str:
     if sys.stdin is None:
         raise PromptError("Standard input is closed; give a prompt as an argument, with -p or -f.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
     try:
-        return without_last_newline(sys.stdin.buffer.read().decode())
+        return without_last_newline(sys.stdin.read())
     except UnicodeDecodeError as error:
         raise PromptError("Standard input is not UTF-8 text.") from error
 

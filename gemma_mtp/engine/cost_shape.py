@@ -35,16 +35,13 @@ def cost_shape(engine: AnyEngine, key: str | None, folder: Path | None = None) -
     key: says all that it depends on; None: it is not to be kept. folder: by default in the user's cache folder. Where
     it cannot be kept, the log says so.
     """
-    if key is None:
-        measured = measured_shape(engine)
-        return measured.shape if measured else GUESSED_SHAPE
-    path = (folder or platformdirs.user_cache_path("gemma-mtp") / "costs") / f"{key}.json"
-    if (kept := _read(path)) is not None:
+    path = (folder or platformdirs.user_cache_path("gemma-mtp") / "costs") / f"{key}.json" if key is not None else None
+    if path and (kept := _read(path)) is not None:
         return kept
     measured = measured_shape(engine)
     if measured is None:
         return GUESSED_SHAPE
-    if measured.steady:
+    if path and measured.steady:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as out:
@@ -111,7 +108,7 @@ def measured_shape(engine: AnyEngine, seconds: float = SECONDS) -> Measured | No
     shape = CostShape(_interpolated({rows: of / one for rows, of in widths.items()}))
     for kind, of in quickest.items():
         if kind.after_prompt:
-            shape = shape._replace(prompt=round((of - one) / one / _PROMPT, 4))
+            shape = shape._replace(prompt=round(max(0.0, of - one) / one / _PROMPT, 4))
         elif kind.alike:
             fewer = read[_Kind(kind.rows)] - read[kind]
             each = max(0.0, (widths[kind.rows] - of) / one / fewer) if fewer > 0 else 0.0

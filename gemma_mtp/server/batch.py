@@ -47,21 +47,22 @@ def read_tasks(path: Path) -> list[Task]:
     return list(tasks.values())
 
 
-def answered_before(part: Path, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """The answers that a run which was stopped has left: those of the first tasks. A line that was not written to its
-    end is cut off. Raises SettingsError if they are of other tasks."""
+def answered_before(part: Path, tasks: Sequence[Task]) -> list[int]:
+    """The statuses of the answers that a run which was stopped has left: those of the first tasks. A line that was not
+    written to its end is cut off. Raises SettingsError if they are of other tasks."""
     try:
         written = part.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]
         kept = [json.loads(line) for line in whole.splitlines()]
         fitting = [answer["custom_id"] for answer in kept] == [task.custom_id for task in tasks[: len(kept)]]
+        statuses = [answer["response"]["status_code"] for answer in kept]
     except (OSError, ValueError, TypeError, KeyError) as fault:
         raise SettingsError(f"The answers of {part} cannot be read ({fault}): delete it to begin anew.") from None
     if not fitting:
         raise SettingsError(f"{part} has answers to other requests: delete it to begin anew.")
     if len(whole) < len(written):
         os.truncate(part, len(whole))
-    return kept
+    return statuses
 
 
 async def answers(app: ASGIApp, tasks: Sequence[Task], parallel: int) -> AsyncGenerator[dict[str, Any], None]:

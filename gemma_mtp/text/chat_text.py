@@ -7,7 +7,7 @@ from gemma_mtp.text.tokenizer import Tokenizer
 
 
 class ChatText:
-    """Implements decoding.verification.TextStream for an answer in channels.
+    """Implements decoding.progress.TextStream for an answer in channels.
 
     `push` and `flush` return what the content gains, so that stop strings look at nothing else; `take` hands out all
     that the tokens meant. Control tokens are skipped but for the markup that the parser reads. one_call: it ends with

@@ -41,6 +41,7 @@ def read_texts(paths: Sequence[Path], suffixes: set[str] = SUFFIXES) -> list[Tex
     A line of a .jsonl file is a string, or an object with "text" or with "messages" of {"role", "content"}. Raises
     SettingsError for a path that is not there, a line that is none of these, or where no text is found at all.
     """
+    check_paths(paths)
     texts: list[Text] = []
     for path in paths:
         if path.is_dir():
@@ -48,13 +49,18 @@ def read_texts(paths: Sequence[Path], suffixes: set[str] = SUFFIXES) -> list[Tex
                 inside = file.relative_to(path)
                 if file.suffix in suffixes and not _is_left_out(inside) and file.is_file():
                     texts += _read_file(file, inside.as_posix())
-        elif path.is_file():
-            texts += _read_file(path, path.name)
         else:
-            raise SettingsError(f"There is no data at {path}: give files or folders.")
+            texts += _read_file(path, path.name)
     if not any(text.content.strip() for text in texts):
         raise SettingsError(f"No text is found in {', '.join(map(str, paths))}: give text, Markdown, sources or JSONL.")
     return texts
+
+
+def check_paths(paths: Iterable[Path]) -> None:
+    """Raises SettingsError for a path that is neither a file nor a folder."""
+    for path in paths:
+        if not (path.is_file() or path.is_dir()):
+            raise SettingsError(f"There is no data at {path}: give files or folders.")
 
 
 def split(texts: Iterable[Text], share: float = 0.05) -> tuple[list[Text], list[Text]]:

@@ -73,7 +73,7 @@ class Recipe:
             given = 1
         elif not self.is_read(number):
             ends = np.flatnonzero(tokens == end)
-            most = self.length // (8 if number % 24 < 12 else 2)
+            most = self.length // (8 if number % 24 < 12 else 2)  # 12: the ways below meet both, and all places of four
             given = min(most, int(ends[0]) if len(ends) and ends[0] else self.length)
         temperature, top_k, top_p = _WAYS[number % len(_WAYS)]
         seed = self.seed * 1_000_003 + number

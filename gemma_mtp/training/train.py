@@ -26,7 +26,7 @@ from gemma_mtp.errors import SettingsError
 from gemma_mtp.model import Model
 from gemma_mtp.ops.torch import TorchWeights
 from gemma_mtp.training.chart import chart_of_training
-from gemma_mtp.training.data import Text, Windows, python_library, read_texts, split, token_stream
+from gemma_mtp.training.data import Text, Windows, check_paths, python_library, read_texts, split, token_stream
 from gemma_mtp.training.distill import distill
 from gemma_mtp.training.drafter import (
     drafter_config,
@@ -108,8 +108,8 @@ class Training:
         if settings.length > self.target.context:
             most = self.target.context
             raise SettingsError(f"Texts of {settings.length} tokens are longer than the target's context of {most}.")
-        if missing := [path for path in settings.data if path not in (PYTHON, ITSELF) and not Path(path).exists()]:
-            raise SettingsError(f"There is no data at {missing[0]}: give files or folders, {PYTHON} or {ITSELF}.")
+        self.files = [Path(path) for path in settings.data if path not in (PYTHON, ITSELF)]
+        check_paths(self.files)
         shard = TEXTS_A_SHARD * settings.length
         room = int(settings.gigabytes * 1e9) // (bytes_a_token(self.target) * shard)
         if not room:
@@ -228,13 +228,16 @@ class Training:
         """Makes the folder a run's, or makes sure that it is this run's."""
         described = json.dumps(asdict(self.settings), indent=2) + "\n"
         path = self.out / "training.json"
-        if path.exists() and not resume:
-            raise SettingsError(f"{self.out} holds a training already: go on with --resume, or give another folder.")
-        if resume and not path.exists():
+        if not resume:
+            if path.exists():
+                raise SettingsError(
+                    f"{self.out} holds a training already: go on with --resume, or give another folder."
+                )
+            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+                raise SettingsError(f"{self.out} is there already and not an empty folder: give another one.")
+        elif not path.exists():
             raise SettingsError(f"{self.out} holds no training to resume.")
-        if not resume and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise SettingsError(f"{self.out} is there already and not an empty folder: give another one.")
-        if resume:
+        else:
             earlier = _DEFAULTS | json.loads(path.read_text())  # which may be from before there was a setting
             free = ("data", "tokens", "gigabytes", "minutes", "threads")
             asked = json.loads(described)
@@ -245,10 +248,9 @@ class Training:
 
     def _streams(self, model: Model) -> tuple[Windows, Windows]:
         settings = self.settings
-        given = [path for path in settings.data if path != ITSELF]
-        texts: list[Text] = python_library() if PYTHON in (given or [PYTHON]) else []
-        if files := [Path(path) for path in given if path != PYTHON]:
-            texts += read_texts(files)
+        texts: list[Text] = python_library() if PYTHON in settings.data or not self.files else []
+        if self.files:
+            texts += read_texts(self.files)
         train, held_out = split(texts)
         if not held_out:  # few and large texts: their ends are held out
             cut = [(text.name, text.content, int(0.95 * len(text.content))) for text in texts]

@@ -110,8 +110,9 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     other = batch(source, target, "--resume", "--force")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert "other requests" in other.stderr
-    part.write_text("[1]\n")
-    assert "cannot be read" in batch(source, target, "--resume", "--force").stderr
+    for damaged in ("[1]\n", '{"custom_id": "n0"}\n'):
+        part.write_text(damaged)
+        assert "cannot be read" in batch(source, target, "--resume", "--force").stderr
 
 
 def test_answers_do_not_replace_what_is_there(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """The command as its users run it: processes, exit codes, what goes to which stream."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+
+from gemma_mtp.cli.run import read_file, read_standard_input
 
 GEMMA_MTP = [sys.executable, "-m", "gemma_mtp"]
 PROMPT = "One, two, three, one, two, three, one, two"
@@ -62,6 +65,13 @@ def test_input_errors_are_one_sentence(tmp_path):
             [*GEMMA_MTP, "run"], input=b"caf\xe9", capture_output=True, env=os.environ | {"LC_ALL": locale}
         )
         assert (done.returncode, done.stderr) == (2, b"gemma-mtp: Standard input is not UTF-8 text.\n")
+
+
+def test_a_piped_prompt_is_that_of_a_file(monkeypatch, tmp_path):
+    content = "caf\u00e9\r\nau lait\r\n".encode()
+    (tmp_path / "prompt.txt").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "latin-1"))
+    assert read_standard_input() == read_file(tmp_path / "prompt.txt", None) == "caf\u00e9\nau lait"
 
 
 def test_a_full_disk_and_closed_streams_are_one_sentence():

@@ -109,6 +109,16 @@ def test_a_prompts_tokens_are_measured_apart(monkeypatch: pytest.MonkeyPatch) ->
     assert slow.prompt_row == slow.row
 
 
+def test_a_prompt_that_costs_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(globals(), "PROMPT", -0.1)  # as noise can make it where passes have a fixed size
+    engine = Timed(monkeypatch)
+    found = cost_shape(engine, "key", tmp_path)
+    passes = engine.passes
+    assert found.prompt == 0
+    assert cost_shape(engine, "key", tmp_path) == found
+    assert engine.passes == passes
+
+
 def test_what_a_busy_machine_says_is_used_but_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine = Timed(monkeypatch, scale=0.5, disturbed=True)
     assert cost_shape(engine, "key", tmp_path).rows[3] == pytest.approx(1.5)
