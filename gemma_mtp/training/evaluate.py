@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.generation import Generation
 from gemma_mtp.model import Draft, Model
@@ -66,3 +70,8 @@ def before_loop(tokens: Sequence[int]) -> int:
             return end - REPEAT
         seen.add(run)
     return len(tokens)
+
+
+def in_loop(tokens: NDArray[np.int64]) -> bool:
+    """Whether the last REPEAT tokens occurred before."""
+    return len(tokens) > REPEAT and (sliding_window_view(tokens[:-1], REPEAT) == tokens[-REPEAT:]).all(1).any().item()

@@ -7,6 +7,7 @@ float16 [texts, length, kv_heads * head_dim]. Probabilities are computed from `h
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,13 @@ from gemma_mtp.engine.interface import Part
 from gemma_mtp.ops.torch import PassCache
 from gemma_mtp.training.data import Windows
 from gemma_mtp.training.distill import Lesson
+from gemma_mtp.training.evaluate import in_loop
 
 TOP = 16
 TEXTS_A_SHARD = 16
 WHOLE_VOCABULARY = 8192  # up to so many tokens all are compared, above only likely ones and some at random
 RANDOM_CANDIDATES = 2048
-_WAYS = ((0.5, 0, 1.0), (1.0, 0, 1.0), (1.0, 64, 0.95))  # temperature, top-k, top-p
+_WAYS = ((0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 64, 0.95))  # temperature, top-k, top-p
 
 
 def sources(config: ModelConfig) -> list[int]:
@@ -51,10 +53,10 @@ class Recipe:
     """What the texts of the shards are: a quarter from the data, the others written by the target from how texts of the
     data begin, or from nothing.
 
-    A third each is written at temperature 1, at temperature 1 from the likeliest tokens, and nearly greedily. (Greedily
-    a small model soon repeats itself, and there is little to learn from that.) A beginning is an eighth or half of a
-    text at most: what is asked at the end of a long prompt must be seen. from_nothing: a third of those that are
-    written; what the target says unasked is what it knows.
+    A third each is written at temperature 1, at temperature 1 from the likeliest tokens, and greedily. A beginning is
+    an eighth or half of a text at most: what is asked at the end of a long prompt must be seen. from_nothing: a third
+    of those that are written, none of them greedily, which would be one text; what the target says unasked is what it
+    knows.
     """
 
     length: int  # tokens of a text, its prompt included
@@ -69,13 +71,13 @@ class Recipe:
     def text(self, number: int, tokens: NDArray[np.int64], end: int) -> tuple[int, SamplingParams]:
         """How many of a text's tokens are from the data, at most those before an `end`, and how others are chosen."""
         given = self.length
+        temperature, top_k, top_p = _WAYS[number % len(_WAYS)]
         if self.from_nothing and number % 4 == 3:
-            given = 1
+            given, temperature = 1, 1.0
         elif not self.is_read(number):
             ends = np.flatnonzero(tokens == end)
             most = self.length // (8 if number % 24 < 12 else 2)  # 12: the ways below meet both, and all places of four
             given = min(most, int(ends[0]) if len(ends) and ends[0] else self.length)
-        temperature, top_k, top_p = _WAYS[number % len(_WAYS)]
         seed = self.seed * 1_000_003 + number
         return given, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, logprobs=TOP)
 
@@ -100,9 +102,15 @@ def write(engine: Engine, texts: NDArray[np.int64], how: Sequence[tuple[int, Sam
     """The tensors of a shard, for int64 [texts, length] of which all but the first tokens are written over.
 
     how: of each text, how many of its tokens are read as they are, and how the engine chooses the others. All texts are
-    written at once, a token of each in a pass.
+    written at once, a token of each in a pass. Greedily a small model soon repeats itself, and there is little to learn
+    from that: there the text goes on as the data does, up to where that ends or for an eighth of a text.
     """
     shard = _Shard(engine, texts, [given for given, _ in how])
+    rests = {
+        row: _Rest(texts[row, given:].tolist(), engine.config.eos[0], texts.shape[1] // 8)
+        for row, (given, params) in enumerate(how)
+        if params.temperature == 0
+    }
     sequences = [engine.create() for _ in texts]
     try:
         for row, (given, params) in enumerate(how):
@@ -115,10 +123,30 @@ def write(engine: Engine, texts: NDArray[np.int64], how: Sequence[tuple[int, Sam
             rows = [row for row, (given, _) in enumerate(how) if given <= at]
             parts = [Part(sequences[row], [int(texts[row, at])], 1, how[row][1]) for row in rows]
             shard.run([(row, at, at + 1) for row in rows], parts)
+            for row in rests.keys() & rows if at + 1 < length else ():
+                texts[row, at + 1] = rests[row].instead(texts[row, : at + 2])
     finally:
         for sequence in sequences:
             engine.release(sequence)
     return shard.tensors()
+
+
+class _Rest:
+    """What comes after a text's beginning in the data, for where the target repeats itself."""
+
+    def __init__(self, tokens: list[int], end: int, most: int):
+        self._tokens, self._end, self._most = deque(tokens), end, most
+        self._due = 0
+
+    def instead(self, written: NDArray[np.int64]) -> int:
+        """The token that the newest is to be: itself, or one of the data."""
+        if not self._due and in_loop(written):
+            self._due = self._most
+        if not self._due or not self._tokens:
+            return int(written[-1])
+        token = self._tokens.popleft()
+        self._due = 0 if self._tokens and self._tokens[0] == self._end else self._due - 1
+        return token
 
 
 class _Shard:
