@@ -5,6 +5,7 @@
 The library's tokenizer is loaded from the tokenizer.json that it writes itself. Prints the best of several processes.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -68,7 +69,9 @@ def measure(program: str, path: Path, text: str) -> list[float]:
 
 
 def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else demo_path()
+    parser = argparse.ArgumentParser(description="Cold start of the tokenizer, here and with the tokenizers library.")
+    parser.add_argument("gguf", nargs="?", type=Path, help="default: the demo model")
+    path = parser.parse_args().gguf or demo_path()
     with tempfile.TemporaryDirectory() as folder:
         programs = {"gemma_mtp": (OURS, path), "tokenizers": (LIBRARY, library_file(path, Path(folder)))}
         print("milliseconds             import   build   encode   tokens")
