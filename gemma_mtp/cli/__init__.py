@@ -1,6 +1,7 @@
 """The command `gemma-mtp`: one file a command. Only typer is imported here, so that starting stays quick; what a
 command needs (numpy, the native extension, rich) is imported inside it."""
 
+import io
 import sys
 
 import typer
@@ -51,6 +52,8 @@ def options(
 
 def main() -> None:
     """Entry point. Exit 0 is success, 2 a usage or input error, 130 Ctrl-C, 1 anything else."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal that is not of UTF-8 cannot show
     try:
         app(prog_name="gemma-mtp")
     except GemmaMtpError as error:

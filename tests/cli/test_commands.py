@@ -74,6 +74,16 @@ def test_a_piped_prompt_is_that_of_a_file(monkeypatch, tmp_path):
     assert read_standard_input() == read_file(tmp_path / "prompt.txt", None) == "caf\u00e9\nau lait"
 
 
+def test_what_an_encoding_lacks_is_replaced():
+    done = subprocess.run(
+        [*GEMMA_MTP, "run", "\u65e5\u672c", "-n", "3", "--temp", "0"],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+
+
 def test_a_full_disk_and_closed_streams_are_one_sentence():
     for shell, code, words in (
         ("run a -n 2 > /dev/full", 1, "No space left"),
