@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from gemma_mtp.decoding.drafting import draft_sources
 from gemma_mtp.decoding.progress import FinishReason, Origin, Progress, TokenLogprobs
 from gemma_mtp.decoding.progress import Piece as DecodedPiece
 from gemma_mtp.decoding.stats import Stats
@@ -82,14 +82,16 @@ class Generation:
 class Stream:
     """Iterate it for the pieces of a generation; `generation` holds what has come so far, and the end of it."""
 
-    def __init__(self, progress: Progress, engine: AnyEngine, sequence: Any, chat: ChatText | None = None):
+    def __init__(
+        self, progress: Progress, engine: AnyEngine, prediction: Sequence[int] = (), chat: ChatText | None = None
+    ):
         self.generation = Generation(
             stats=progress.stats,
             tokens=progress.tokens,
             logprobs=[] if progress.params.logprobs else None,
             prompt_logprobs=progress.prompt_logprobs if progress.params.prompt_logprobs else None,
         )
-        self._pieces = self._run(progress, engine, sequence, chat)
+        self._pieces = self._run(progress, engine, prediction, chat)
 
     def __iter__(self) -> Stream:
         return self
@@ -100,10 +102,13 @@ class Stream:
     def close(self) -> None:
         """Ends the generation here and frees its cache."""
         self._pieces.close()
+        self.generation.finish_reason = self.generation.finish_reason or "cancelled"  # of one that never began
 
     def _run(
-        self, progress: Progress, engine: AnyEngine, sequence: Any, chat: ChatText | None
+        self, progress: Progress, engine: AnyEngine, prediction: Sequence[int], chat: ChatText | None
     ) -> Generator[Piece, None, None]:
+        sequence = engine.create()
+        progress.draft_from(draft_sources(engine, sequence, progress.params, prediction))
         generation, decoded = self.generation, draft_and_verify(engine, sequence, progress)
         pieces = in_channels(decoded, chat) if chat else (Piece(*piece) for piece in decoded)
         try:
@@ -119,8 +124,9 @@ class Stream:
 
 @dataclass
 class _Part:
-    """What a decoded piece has of one channel."""
+    """Neighbouring tokens of a decoded piece that are of one channel."""
 
+    channel: Channel
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     places: list[int] = field(default_factory=list)  # of its tokens in the decoded piece
@@ -139,18 +145,32 @@ class Channels:
         self._channel: Channel = "content"
 
     def split(self, piece: DecodedPiece) -> Iterator[Piece]:
-        parts: dict[Channel, _Part] = defaultdict(_Part)
+        parts: list[_Part] = []
         for place, events in enumerate(self._chat.take(len(piece.tokens))):
             for event in events:
                 self._channel = event.kind
-                parts[self._channel].add(event)
-            parts[self._channel].places.append(place)
+                self._part(parts).add(event)
+            self._part(parts).places.append(place)
             if self._channel == "tool_call":  # this token completed it
                 self._channel = "content"
-        if piece.text or "content" in parts:
-            parts["content"].text = piece.text  # less than the events say where there are stop strings
-        for name, part in parts.items():
-            yield from _pieces(piece, name, part)
+        contents = [part for part in parts if part.channel == "content"]
+        if piece.text and not contents:
+            contents.append(_Part("content"))
+            parts += contents
+        # Where there are stop strings, the text that is out is not what the events say: the last part takes the rest.
+        rest = piece.text
+        for part in contents[:-1]:
+            part.text, rest = rest[: len(part.text)], rest[len(part.text) :]
+        if contents:
+            contents[-1].text = rest
+        for part in parts:
+            yield from _pieces(piece, part)
+
+    def _part(self, parts: list[_Part]) -> _Part:
+        """The last part, if it is of the channel that is open now, or else a new one."""
+        if not parts or parts[-1].channel != self._channel:
+            parts.append(_Part(self._channel))
+        return parts[-1]
 
     def rest(self) -> Iterator[Piece]:
         """What comes after the last piece."""
@@ -166,10 +186,10 @@ def in_channels(decoded: Iterable[DecodedPiece], chat: ChatText) -> Iterator[Pie
     yield from channels.rest()
 
 
-def _pieces(whole: DecodedPiece, channel: Channel, part: _Part) -> Iterator[Piece]:
+def _pieces(whole: DecodedPiece, part: _Part) -> Iterator[Piece]:
     """One piece; of the channel of tool calls, one for each."""
     tokens = [whole.tokens[place] for place in part.places]
     logprobs = None if whole.logprobs is None else [whole.logprobs[place] for place in part.places]
-    yield Piece(part.text, tokens, whole.origin, logprobs, channel, part.calls[0] if part.calls else None)
+    yield Piece(part.text, tokens, whole.origin, logprobs, part.channel, part.calls[0] if part.calls else None)
     for call in part.calls[1:]:
-        yield Piece("", [], whole.origin, None, channel, call)
+        yield Piece("", [], whole.origin, None, part.channel, call)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from gemma_mtp import _native
 from gemma_mtp.checkpoints.cache import MOST_BYTES, UNASKED_BYTES, cached_matrices
 from gemma_mtp.checkpoints.compact import open_drafter
 from gemma_mtp.checkpoints.hub import find_assistant, resolve
@@ -164,9 +165,15 @@ def _cached(settings: Settings) -> str:
 def _cost_key(target: Checkpoint, settings: Settings, threads: int) -> str:
     """Shapes and types, not values: fine-tunes of a model cost the same."""
     weights = sorted((name, tensor.type, tensor.shape) for name, tensor in target.weights.items())
-    how = [settings.backend, settings.dtype, settings.isa, settings.device, settings.kv, threads]
+    how = [settings.backend, settings.dtype, settings.isa, settings.device, settings.kv, threads, _kernels()]
     said = repr([target.config, weights, how, _processor()])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _kernels() -> tuple[int, int]:
+    """What tells one build of the native code from another."""
+    stat = os.stat(_native.__file__)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard, Unpack
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.acceptance import Experience
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import draft_sources
 from gemma_mtp.decoding.economy import Alone, CostShape
 from gemma_mtp.decoding.grammar import Constraint
 from gemma_mtp.decoding.progress import Progress, TextStream, check_prompt
@@ -34,6 +34,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]  # "auto", "required" or {"type": "function", "function": {"name": ...}}
 Draft = int | str  # "auto", "off" or a number of tokens
+_MOST_OF_A_TOKEN = 16  # characters; whoever predicts longer ones gets less of it drafted
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -187,18 +188,16 @@ class Model:
             depth = AutoDepth(Alone(self.cost_shape, self._experience))
         elif isinstance(asked.draft, int):
             depth = FixedDepth(asked.draft)
-        sequence = self._engine.create()
         progress = Progress(
             asked.ids,
             asked.params,
             text=asked.text,
             context=self.context,
-            sources=draft_sources(self._engine, sequence, asked.params, asked.prediction) if depth else (),
             depth=depth,
             constraint=asked.constraint,
             eos_ids=asked.ends,
         )
-        return Stream(progress, self._engine, sequence, asked.chat)
+        return Stream(progress, self._engine, asked.prediction, asked.chat)
 
     @property
     def cost_shape(self) -> CostShape:
@@ -238,10 +237,15 @@ class Model:
         outside = next((token for token, _ in params.biases if token >= self.config.vocab), None)
         if outside is not None:
             raise SettingsError(f"logit_bias has the token {outside}, outside the vocabulary of {self.config.vocab}.")
-        expected = self._tokenizer.encode(prediction, bos=False) if prediction else []
+        expected = self._expected(prediction) if prediction else []
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
         constraint = self._constraint(params, chat, thinking, tools or (), tool_choice)
         return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat, expected, constraint)
+
+    def _expected(self, prediction: str) -> list[int]:
+        """The tokens of a prediction, as many as the context holds."""
+        tokens = self._tokenizer.encode(prediction[: _MOST_OF_A_TOKEN * self.context], bos=False)[: self.context]
+        return list(takewhile(lambda token: token < self.config.vocab, tokens))  # tokenizers may know more
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the checkpoint wants it."""

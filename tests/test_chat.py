@@ -6,10 +6,14 @@ import pytest
 
 from gemma_mtp import Generation, Model, PromptError, SamplingParams, SettingsError
 from gemma_mtp.checkpoints.hf_config import config_from_hf
+from gemma_mtp.decoding.progress import Piece as DecodedPiece
+from gemma_mtp.decoding.progress import TokenLogprobs
+from gemma_mtp.engine.engine import Engine
+from gemma_mtp.generation import Channels, Piece
 from gemma_mtp.text.chat_parser import ToolCall
 
 from .checkpoints.tiny import TARGETS, write_gguf
-from .scripted import ANSWER, CALL, REASONING, write_scripted
+from .scripted import ANSWER, CALL, REASONING, SCRIPT, write_scripted
 from .text.vocabulary import metadata, trained
 
 QUESTION = {"role": "user", "content": "Please say it."}
@@ -48,6 +52,36 @@ def test_pieces_say_their_channel_whatever_is_drafted(model: Model, draft: int |
     assert sorted(set(channels), key=channels.index) == ["reasoning", "content", "tool_call"]
     assert all(len(piece.logprobs or ()) == len(piece.tokens) for piece in pieces)
     assert len(generation.logprobs or ()) == len(generation.tokens)
+
+
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_tokens_keep_their_order_between_calls(model: Model, together: int) -> None:
+    asked = model.ask([QUESTION], LONG)
+    assert asked.chat
+    channels, call = Channels(asked.chat), f"<|tool_call>{''.join(SCRIPT[10:16])}<tool_call|>"
+    tokens = model.tokenizer.encode(f"Hello{call}{call} you{call}", bos=False)
+    pieces: list[Piece] = []
+    for start in range(0, len(tokens), together):
+        part = tokens[start : start + together]
+        text = "".join(asked.chat.push(token) for token in part)
+        logprobs = [TokenLogprobs(float(token), []) for token in part]
+        pieces += channels.split(DecodedPiece(text, part, "draft", logprobs))
+    assert [token for piece in pieces for token in piece.tokens] == tokens
+    assert [int(logprob.chosen) for piece in pieces for logprob in piece.logprobs or ()] == tokens
+    said = [piece.text or (piece.tool_call and "call") for piece in pieces]
+    assert [part for part in said if part] == ["Hello", "call", "call", " you", "call"]
+
+
+def test_a_stream_that_is_never_read_takes_nothing(model: Model) -> None:
+    engine = model.engine
+    assert isinstance(engine, Engine)
+    for _ in range(3):
+        stream = model.stream([QUESTION], LONG)
+        stream.close()
+        assert stream.generation.finish_reason == "cancelled"
+    first = engine.create()
+    engine.release(first)
+    assert first.handle == 0
 
 
 def test_an_answer_cut_short_keeps_all_that_was_said(model: Model) -> None:

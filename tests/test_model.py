@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_mtp import CheckpointError, Model, SamplingParams, SettingsError
+from gemma_mtp import CheckpointError, Model, SamplingParams, SettingsError, _native
 from gemma_mtp.checkpoints.hf_config import config_from_hf
 from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.engine.engine import Engine
 
-from .checkpoints.tiny import DRAFTER, TARGETS, write_folder, write_gguf
+from .checkpoints.tiny import DRAFTER, TARGETS, random_weights, write_folder, write_gguf
 from .text.vocabulary import metadata, reference, trained
 
 VOCABULARY = {"vocab_size": len(trained()[0]), "vocab_size_per_layer_input": len(trained()[0])}
@@ -86,6 +87,56 @@ def test_a_multimodal_checkpoint_runs_as_text_and_says_what_it_skips(
     ]
     ids = model.tokenize(PROMPT)
     np.testing.assert_array_equal(model.logits(ids), Model.load(folder).logits(ids))
+
+
+def test_a_vocabulary_that_is_no_list_is_one_sentence(tmp_path: Path) -> None:
+    words = {**metadata("llama"), "tokenizer.ggml.tokens": 3}
+    write_gguf(tmp_path / "model.gguf", config_from_hf(TARGETS["gemma3"] | VOCABULARY), tokenizer=words)
+    with pytest.raises(CheckpointError, match=r"'tokenizer\.ggml\.tokens' is not a list of texts\.$"):
+        Model.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("kind", ["gemma3", "E2B"])  # without and with a soft-cap, which bends all that is finite
+def test_values_that_are_not_finite_are_one_sentence(tmp_path: Path, kind: str, backend: str) -> None:
+    config = TARGETS[kind] | VOCABULARY
+    for name, sentence in (
+        ("2.attn_norm", r"'model\.layers\.2\.input_layernorm\.weight' with values that are not finite\.$"),
+        ("embed", "The model's logits are not finite"),
+    ):
+        weights = random_weights(config_from_hf(config))
+        weights[name][..., 7] = np.nan
+        write_folder(tmp_path / name, config, weights)
+        add_tokenizer(tmp_path / name, "llama")
+        with pytest.raises(CheckpointError, match=sentence):
+            Model.load(tmp_path / name, backend=backend, dtype="f32").generate(PROMPT, SamplingParams(max_tokens=2))
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("name", ["embed", "0.q", "0.attn_norm"])
+def test_types_that_hold_no_weights_are_refused(tmp_path: Path, name: str, backend: str) -> None:
+    config = TARGETS["gemma3"] | VOCABULARY
+    for kind in (np.int32, np.float64):
+        weights = random_weights(config_from_hf(config))
+        weights[name] = weights[name].astype(kind)
+        write_folder(tmp_path / kind.__name__, config, weights)
+        add_tokenizer(tmp_path / kind.__name__, "llama")
+        with pytest.raises(CheckpointError, match=r"cannot be run|cannot be packed|I32|F64"):
+            Model.load(tmp_path / kind.__name__, backend=backend)
+
+
+def test_layers_that_read_anothers_keys_take_no_memory(tmp_path: Path) -> None:
+    config = TARGETS["E2B"] | VOCABULARY
+    write_folder(tmp_path, config)
+    add_tokenizer(tmp_path, "llama")
+    model = Model.load(tmp_path, context=128)
+    engine = model.engine
+    assert isinstance(engine, Engine)
+    own = [layer for layer in model.config.layers if layer.shares_kv_with is None]
+    assert len(own) < len(model.config.layers)
+    assert engine.memory_for(128) == sum(2 * 2 * layer.kv_heads * layer.head_dim * 128 for layer in own)  # in float16
+    with pytest.raises(_native.InputError, match="keeps no keys"):
+        engine.keys_and_values(engine.create(), len(model.config.layers) - 1, 0, 0)
 
 
 def test_a_drafter_alone_is_refused(tmp_path: Path) -> None:

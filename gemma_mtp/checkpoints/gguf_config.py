@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -153,10 +153,9 @@ def _gemma4_layers(
 def _common(keys: Keys, top: Keys, tensors: Mapping[str, TensorInfo], source: object, hidden: int) -> dict[str, Any]:
     """The values that both families have in the same place."""
     vocab = _shape(tensors, "token_embd.weight", source)[0]
-    if top.has("tokenizer.ggml.tokens") and len(top.get("tokenizer.ggml.tokens")) != vocab:
-        raise CheckpointError(
-            f"{source} has embeddings of {vocab} tokens, but a vocabulary of {len(top.get('tokenizer.ggml.tokens'))}."
-        )
+    tokens = top.get("tokenizer.ggml.tokens", ())
+    if isinstance(tokens, Sized) and len(tokens) not in (0, vocab):
+        raise CheckpointError(f"{source} has embeddings of {vocab} tokens, but a vocabulary of {len(tokens)}.")
     ends = [top.integer("tokenizer.ggml.eos_token_id", 1, low=0)]
     for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
         if top.has(key):

@@ -113,4 +113,4 @@ def are_sizes(values: Any) -> TypeGuard[list[int]]:
 
 def _is_plain(name: str) -> bool:
     """Whether a shard's name stays in its folder."""
-    return name.endswith(".safetensors") and Path(name).name == name and "\0" not in name
+    return name.endswith(".safetensors") and Path(name).name == name and name.isprintable()

@@ -82,6 +82,11 @@ class TensorInfo:
     def nbytes(self) -> int:
         return self.data.nbytes
 
+    def check_finite(self, values: NDArray[np.float32]) -> None:
+        """Raises CheckpointError unless all its values are finite: what passes make of others need not show it."""
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{self.file.path} has a tensor '{self.name}' with values that are not finite.")
+
     def release(self) -> None:
         """Lets the system drop this tensor's pages from memory, so that loading does not keep file and copy at once."""
         self.file.release(self.offset, self.nbytes)

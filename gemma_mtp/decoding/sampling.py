@@ -1,6 +1,6 @@
 """How tokens are chosen and when to stop."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", tuple(pairs))
         fewest = 0 if self.prompt_logprobs else 1
         self._require("max_tokens", _is_int(self.max_tokens) and self.max_tokens >= fewest, "a whole number from 1")
-        self._require("temperature", _in_range(self.temperature, 0, math.inf), "0 or more")
+        self._require("temperature", _in_range(self.temperature, 0, sys.float_info.max), "0 or more")
         self._require("top_k", _is_int(self.top_k) and 0 <= self.top_k < 2**31, "a whole number, or 0 for off")
         self._require("top_p", _in_range(self.top_p, 0, 1) and self.top_p > 0, "above 0 and at most 1")
         self._require("min_p", _in_range(self.min_p, 0, 1), "between 0 and 1")
@@ -99,4 +99,4 @@ def _is_bias(pair: object) -> bool:
 
 def _in_range(value: object, low: float, high: float) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type,operator]
+    return number and low <= value <= high  # type: ignore[operator]

@@ -81,6 +81,7 @@ def measured_shape(engine: AnyEngine, seconds: float = SECONDS) -> Measured | No
     if any(layer.experts for layer in engine.config.layers):
         kinds.insert(2, _Kind(kinds[1].rows, alike=True))
     kinds.append(_Kind(1, after_prompt=True))
+    kinds = [kind for kind in kinds if 1 + kind.rows + kind.after_prompt * _PROMPT <= engine.context]
     try:
         start = time.perf_counter()
         engine.step(sequence, tokens[:1], 1, params)  # which finds its memory, and counts for nothing

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import wraps
+from threading import RLock
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,9 @@ from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import Memory, Part, logprob_of
+from gemma_mtp.engine.interface import Memory, Part, choosing, logprob_of
 from gemma_mtp.engine.prefixes import PAGE, page_names
-from gemma_mtp.errors import CheckpointError, PromptError
+from gemma_mtp.errors import CheckpointError, PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
 from gemma_mtp.models.heads import draft_heads
@@ -32,6 +34,8 @@ KvDtype = Literal["f16", "q8_0", "f32"]
 MAX_DEPTH = 32  # tokens a round can draft
 _MAX_OUTPUTS = 64
 _ANY = np.empty((0, 0), np.uint32)  # no masks
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
@@ -48,8 +52,19 @@ class SequenceState:
     """Of its first pages, those that others can share."""
 
 
+def _one_at_a_time(method: Callable[Concatenate[Engine, P], R]) -> Callable[Concatenate[Engine, P], R]:
+    """Of an engine's methods that use its threads or its cache: threads of Python take turns."""
+
+    @wraps(method)
+    def locked(self: Engine, *args: P.args, **options: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **options)
+
+    return locked
+
+
 class Engine:
-    """Runs a target natively, with a drafter if one is attached. Implements AnyEngine.
+    """Runs a target natively, with a drafter if one is attached. Implements AnyEngine. Threads may share it.
 
     threads: of a pass; context: the most tokens a sequence may hold; isa: the instruction-set build, "auto" the best.
     split_head: read an output embedding of Q8_0 in two parts (docs/decisions/0004-split-head.md): the same tokens.
@@ -75,7 +90,11 @@ class Engine:
     ):
         self.config, self.context, self.threads, self.dtype = config, context, threads, dtype
         self._tensors, self._isa = tensors, isa
-        self._pool = _native.ThreadPool(threads)
+        self.lock = RLock()
+        try:
+            self._pool = _native.ThreadPool(threads)
+        except _native.InputError as fault:
+            raise SettingsError(f"The model cannot run: {fault}.") from None
         uses = uses_of(config)
         self._split_head = split_head
         packer = Packer(self._pool, dtype, uses.heads if split_head else ())
@@ -83,7 +102,10 @@ class Engine:
         self.plan = _native.Plan(self._pool, isa, PROMPT_CHUNK, _MAX_OUTPUTS)
         with _refusing():
             decoded: Decoded[int] = decode(NativeOps(self.plan, self.weights, config.eps), config)
-        layers = [(layer.kv_heads, layer.head_dim, layer.window or 0) for layer in config.layers]
+        layers = [
+            (layer.kv_heads if layer.shares_kv_with is None else 0, layer.head_dim, layer.window or 0)
+            for layer in config.layers
+        ]
         kv = kv or ("f32" if dtype == "f32" else "f16")
         with _refusing():
             self.cache = _native.KvCache(kv, layers, context, rollback=2 * MAX_DEPTH)
@@ -122,10 +144,12 @@ class Engine:
     def drafts(self) -> bool:
         return self.drafter is not None
 
+    @_one_at_a_time
     def create(self) -> SequenceState:
         """A new, empty sequence; to be given back with `release`."""
         return SequenceState(self.cache.create())
 
+    @_one_at_a_time
     def release(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.handle)
 
@@ -133,6 +157,7 @@ class Engine:
     def memory(self) -> Memory:
         return Memory(self.cache.bytes_in_use, self.cache.bytes_allocated, self.cache.limit)
 
+    @_one_at_a_time
     def limit_memory(self, size: int) -> None:
         """See BatchEngine."""
         self.cache.set_limit(size)
@@ -141,10 +166,12 @@ class Engine:
         """See BatchEngine."""
         return self.cache.bytes_for(tokens, self.max_rows)
 
+    @_one_at_a_time
     def fits(self, wanted: Sequence[tuple[SequenceState, int]]) -> bool:
         """See BatchEngine."""
         return self.cache.fits([(sequence.handle, count) for sequence, count in wanted], self.max_rows)
 
+    @_one_at_a_time
     def share(self, sequence: SequenceState) -> None:
         """See BatchEngine."""
         if len(sequence.tokens) >= (len(sequence.names) + 1) * PAGE:
@@ -152,6 +179,7 @@ class Engine:
             self.cache.name(sequence.handle, len(sequence.names), names)
             sequence.names += names
 
+    @_one_at_a_time
     def adopt(self, sequence: SequenceState, tokens: Sequence[int]) -> int:
         """See BatchEngine."""
         names = page_names(tokens)
@@ -172,6 +200,7 @@ class Engine:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         return self.run([Part(sequence, tokens, rows, params, prompt, scored, allowed)])[0]
 
+    @_one_at_a_time
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts.
 
@@ -180,12 +209,12 @@ class Engine:
         settings = [_native_params(part.params) for part in parts]
         self._forward(parts, settings)
         hidden = self._runner.hidden() if self.drafter else None
-        choices = self._runner.choose(
-            [
-                (native, _seen(part), part.prompt, _ANY if part.allowed is None else part.allowed)
-                for native, part in zip(settings, parts, strict=True)
-            ]
-        )
+        how = [
+            (native, _seen(part), part.prompt, _ANY if part.allowed is None else part.allowed)
+            for native, part in zip(settings, parts, strict=True)
+        ]
+        with choosing():
+            choices = self._runner.choose(how)
         results, at, experts = [], 0, self._runner.experts_read()
         for part in parts:
             own, end = choices[at : at + part.rows], at + part.rows
@@ -201,6 +230,7 @@ class Engine:
             results.append(Rows([token for token, _, _ in own], logprobs, experts))
         return results
 
+    @_one_at_a_time
     def draft(
         self,
         sequence: SequenceState,
@@ -215,8 +245,11 @@ class Engine:
         assert sequence.hidden is not None, "a token is decided by a pass, which leaves its hidden states"
         seen = np.array([*sequence.tokens, token] if params.counts else [], np.int32)
         native, hidden = _native_params(params), sequence.hidden[row]
-        return Draft(*self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt, ends))
+        with choosing():
+            drafted = self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt, ends)
+        return Draft(*drafted)
 
+    @_one_at_a_time
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
         del sequence.tokens[length:]
@@ -241,6 +274,7 @@ class Engine:
         """float32 [rows, hidden] of the rows that the last pass sampled, after the final norm."""
         return self._runner.hidden()
 
+    @_one_at_a_time
     def keys_and_values(
         self, sequence: SequenceState, layer: int, start: int, end: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -269,6 +303,7 @@ class Engine:
             part.sequence.tokens.extend(part.tokens)
             part.sequence.prompt = part.prompt
 
+    @_one_at_a_time
     def _all_rows(self, tokens: Sequence[int], read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         sequence = self.create()
         try:

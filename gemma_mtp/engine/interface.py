@@ -1,16 +1,19 @@
 """What every engine does, whichever executor runs its passes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemma_mtp import _native
 from gemma_mtp.config import ModelConfig
 from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import Rows
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.errors import CheckpointError
 
 
 class Part(NamedTuple):
@@ -37,6 +40,15 @@ def logprob_of(logit: float, largest: float, of_largest: float) -> float:
     """A token's log probability from its logit, the largest one, and that one's log probability; all float32, and
     rounded as the sampler rounds it."""
     return float(np.float32(logit) - np.float32(largest) + np.float32(of_largest))
+
+
+@contextmanager
+def choosing() -> Iterator[None]:
+    """Makes of logits by which no token can be chosen the fault of the checkpoint that it is."""
+    try:
+        yield
+    except _native.InputError as fault:
+        raise CheckpointError(str(fault)) from None
 
 
 class AnyEngine(Protocol):

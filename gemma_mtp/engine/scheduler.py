@@ -91,6 +91,7 @@ class Scheduler:
                 f"The number of parallel requests is {parallel}: it must be between 1 and {engine.max_outputs}."
             )
         self._engine, self._parallel, self._shape = engine, parallel, shape
+        self._arrived: deque[Request] = deque()  # all that another thread may touch: `step` takes them over
         self._waiting: deque[Request] = deque()
         self._ahead: deque[_Running] = deque()  # preempted, or next and waiting for memory: before all that wait
         self._running: list[_Running] = []
@@ -98,17 +99,18 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting) + len(self._ahead)
+        return len(self._arrived) + len(self._waiting) + len(self._ahead)
 
     @property
     def running(self) -> int:
         return len(self._running)
 
     def add(self, request: Request) -> None:
-        self._waiting.append(request)
+        self._arrived.append(request)
 
     def step(self) -> None:
         """Lets requests in and cancelled ones out, and runs one pass if there is anything to run."""
+        self._take_over()
         self._end_due()
         self._let_in()
         start = time.perf_counter()
@@ -136,8 +138,13 @@ class Scheduler:
         """Ends every request, running or waiting, as cancelled or for an error."""
         for running in [*self._running, *self._ahead]:
             self._leave(running, error)
+        self._take_over()
         while self._waiting:
             self._refuse(self._waiting.popleft(), error)
+
+    def _take_over(self) -> None:
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
 
     def _end_due(self) -> None:
         """Ends what was cancelled or took too long."""

@@ -16,7 +16,7 @@ from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import logprob_of
+from gemma_mtp.engine.interface import choosing, logprob_of
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -235,24 +235,25 @@ class TorchEngine:
     ) -> tuple[int, float, list[tuple[int, float]]]:
         """The token at an index of a sequence whose tokens before it are `seen`, then `drafted`; of these the first
         `prompt` were not generated. allowed: the mask of what may be sampled."""
-        return self._sampler.sample(
-            logits,
-            position,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            seed=params.seed,
-            logprobs=params.logprobs,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            logit_bias=params.biases,
-            seen=seen if params.counts else [],
-            drafted=drafted if params.counts else [],
-            prompt=prompt,
-            allowed=allowed,
-        )
+        with choosing():
+            return self._sampler.sample(
+                logits,
+                position,
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                repetition_penalty=params.repetition_penalty,
+                seed=params.seed,
+                logprobs=params.logprobs,
+                presence_penalty=params.presence_penalty,
+                frequency_penalty=params.frequency_penalty,
+                logit_bias=params.biases,
+                seen=seen if params.counts else [],
+                drafted=drafted if params.counts else [],
+                prompt=prompt,
+                allowed=allowed,
+            )
 
 
 def _numpy(x: torch.Tensor) -> NDArray[np.float32]:

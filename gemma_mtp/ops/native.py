@@ -55,7 +55,9 @@ class NativeWeights:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         tensor = self._tensors[name]
-        return _native.dequantize(tensor.type, tensor.data, math.prod(tensor.shape)).reshape(-1)
+        values = _native.dequantize(tensor.type, tensor.data, math.prod(tensor.shape)).reshape(-1)
+        tensor.check_finite(values)
+        return values
 
 
 class NativeOps:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gemma_mtp import _native
-from gemma_mtp.checkpoints.tensors import TensorInfo
+from gemma_mtp.checkpoints.tensors import TensorInfo, token_ordering
 from gemma_mtp.config import LayerConfig, RopeConfig
 from gemma_mtp.errors import CheckpointError
 
@@ -29,8 +29,6 @@ _PLAIN_TYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "I64": torch.int64,
 }
 _LEFT_IN_FILE = {"ple_embed"}  # a table larger than the rest of the model, of which a pass reads a few rows
 
@@ -57,7 +55,7 @@ class TorchWeights:
         self._tensors = dict(shared or {})
         for name, info in tensors.items():
             if name not in self._in_file:
-                self._tensors[name] = self._load(info)
+                self._tensors[name] = self._load(name, info)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -75,20 +73,24 @@ class TorchWeights:
         values = _native.dequantize(info.type, data, len(tokens) * width)
         return torch.from_numpy(values.reshape(len(tokens), width)).to(self.device)
 
-    def _load(self, info: TensorInfo) -> Tensor:
+    def _load(self, name: str, info: TensorInfo) -> Tensor:
         if info.layout != "rows":
             raise CheckpointError(f"{info.file.path} is packed for the native backend: give the checkpoint it is of.")
+        if name == "token_ordering":
+            return torch.from_numpy(token_ordering(info)).to(self.device)
         if info.type in _PLAIN_TYPES:
             # A copy, because PyTorch takes no read-only memory.
             values = torch.from_numpy(info.data.copy()).view(_PLAIN_TYPES[info.type])
-        else:
+        elif info.type in _native.WEIGHT_TYPES:
             values = torch.from_numpy(_native.dequantize(info.type, info.data, math.prod(info.shape)).reshape(-1))
-        info.release()
-        if not values.is_floating_point():
-            dtype = torch.int64
         else:
-            dtype = self.dtype if len(info.shape) > 1 else torch.float32
-        return values.reshape(info.shape).to(self.device, dtype)
+            raise CheckpointError(f"{info.file.path} has the tensor '{info.name}' as {info.type}, which cannot be run.")
+        info.release()
+        if len(info.shape) > 1:
+            return values.reshape(info.shape).to(self.device, self.dtype)
+        vector = values.float()
+        info.check_finite(vector.numpy())
+        return vector.to(self.device)
 
 
 class Cache(Protocol):

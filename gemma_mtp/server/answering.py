@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gemma_mtp.async_engine import AsyncEngine, AsyncStream
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.errors import GemmaMtpError
+from gemma_mtp.errors import BusyError, GemmaMtpError
 from gemma_mtp.generation import Piece
 from gemma_mtp.model import Asked, Draft, Model, Prompt, ToolChoice, Tools
 from gemma_mtp.server.choices import Choice, Writer
@@ -57,13 +57,24 @@ class Answering:
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics, max_prompt: int | None = None):
         self._engine, self._metrics, self._max_prompt = engine, metrics, max_prompt
+        self._preparing = 0  # texts
+
+    def check_count(self, count: int) -> None:
+        """Raises ApiError for more texts than the engine takes."""
+        if count > self._engine.limit:
+            raise ApiError(400, f"The request asks for {count} texts at once: ask for at most {self._engine.limit}.")
 
     async def prepare(self, asking: Asking) -> list[Asked]:
         """What is asked for, ready to run: in a thread of its own, since long prompts take a while."""
         count = len(asking.generations)
-        if count > self._engine.limit:
-            raise ApiError(400, f"The request asks for {count} texts at once: ask for at most {self._engine.limit}.")
-        asked = await asyncio.to_thread(asking.prepare, self._engine.model)
+        self.check_count(count)
+        if self._preparing + count > self._engine.limit:
+            raise BusyError("The server has as many requests as it takes: try again later.")
+        self._preparing += count
+        try:
+            asked = await asyncio.to_thread(asking.prepare, self._engine.model)
+        finally:
+            self._preparing -= count
         longest = max(len(one.ids) for one in asked)
         if self._max_prompt is not None and longest > self._max_prompt:
             message = f"The prompt has {longest} tokens, more than the {self._max_prompt} that this server takes."

@@ -126,6 +126,7 @@ def create_app(
             0 if body.logprobs is None else max(body.logprobs, 1),
             of_prompt=bool(body.echo),
         )
+        answering.check_count(len(body.prompts) * body.choices)
         asking = Asking([(prompt, params) for prompt in body.prompts for params in settings], body.drafting)
         asked = await answering.prepare(asking)
         ends = frozenset() if body.ignore_eos else asked[0].ends

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.server.schema import MAX_STOPS, Body
+from gemma_mtp.server.values import Body, Listed, Object, Stops
 
-Cached = dict[str, Any] | None  # of `cache_control`: where a prompt may be cached, without effect on the answer
+Cached = Object | None  # of `cache_control`: where a prompt may be cached, without effect on the answer
 
 
 class Said(BaseModel):
@@ -40,14 +40,14 @@ class ToolUseBlock(Said):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: Object
     cache_control: Cached = None
 
 
 class ToolResultBlock(Said):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: list[TextBlock] = Field(default_factory=list)
+    content: Listed[TextBlock] = Field(default_factory=list)
     is_error: bool = False
     cache_control: Cached = None
 
@@ -62,7 +62,7 @@ Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Fi
 
 class Message(Body):
     role: Literal["user", "assistant"]
-    content: list[Block]
+    content: Listed[Block]
 
     @field_validator("content", mode="before")
     @classmethod
@@ -96,7 +96,7 @@ class Tool(Body):
     type: Literal["custom"] | None = None
     name: str
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: Object
     cache_control: Cached = None
 
 
@@ -131,9 +131,9 @@ class CountBody(Body):
     """What is asked, without how."""
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
-    system: list[TextBlock] = Field(default_factory=list)
-    tools: list[Tool] | None = None
+    messages: Annotated[Listed[Message], Field(min_length=1)]
+    system: Listed[TextBlock] = Field(default_factory=list)
+    tools: Listed[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     cache_control: Cached = None
@@ -190,7 +190,7 @@ class MessagesBody(CountBody):
 
     max_tokens: Annotated[int, Field(ge=1)]
     stream: bool = False
-    stop_sequences: Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop_sequences: Stops | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0

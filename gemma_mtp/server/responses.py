@@ -8,9 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from gemma_mtp.decoding.grammar import Grammar
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.server.messages import Said
-from gemma_mtp.server.schema import Body, JsonObjectFormat, JsonSchema, TextFormat
-
-Object = dict[str, Any]
+from gemma_mtp.server.schema import JsonObjectFormat, JsonSchema, TextFormat
+from gemma_mtp.server.values import Body, Listed, Object
 
 
 class Text(Said):
@@ -28,7 +27,7 @@ class Item(Said):
 class MessageItem(Item):
     type: Literal["message"]
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Text]
+    content: str | Listed[Text]
     phase: str | None = None
 
 
@@ -42,13 +41,13 @@ class CallItem(Item):
 class ResultItem(Item):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Text]
+    output: str | Listed[Text]
 
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    summary: list[Text] = Field(default_factory=list)
-    content: list[Text] | None = None
+    summary: Listed[Text] = Field(default_factory=list)
+    content: Listed[Text] | None = None
 
 
 class Function(Body):
@@ -99,7 +98,7 @@ class ResponsesBody(Body):
 
     model: str | None = None
     input: Annotated[
-        list[Annotated[MessageItem | CallItem | ResultItem | ReasoningItem, Field(discriminator="type")]],
+        Listed[Annotated[MessageItem | CallItem | ResultItem | ReasoningItem, Field(discriminator="type")]],
         Field(min_length=1),
     ]
     instructions: str | None = None
@@ -107,7 +106,7 @@ class ResponsesBody(Body):
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    tools: list[Function] | None = None
+    tools: Listed[Function] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
@@ -118,7 +117,7 @@ class ResponsesBody(Body):
     draft: Literal["auto", "off"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
     # Without effect on the answer.
     background: Literal[False] | None = None
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    include: Listed[Literal["reasoning.encrypted_content"]] | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

@@ -1,4 +1,4 @@
-"""The bodies of requests. A parameter that is not listed here, or has a value that is not supported, is refused."""
+"""The bodies of requests to OpenAI's chats and completions, and to the server's own routes."""
 
 import secrets
 from collections.abc import Mapping
@@ -8,18 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gemma_mtp.decoding.grammar import Grammar
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.server.values import MAX_STOP, Body, Listed, Object, Stops
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
-MAX_STOPS = 16
-
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+Tokens = Annotated[Listed[TokenId], Field(min_length=1)]
 
 
 class StreamOptions(Body):
@@ -30,7 +25,7 @@ class StreamOptions(Body):
 class JsonSchema(Body):
     name: str
     description: str | None = None
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: Object = Field(alias="schema")
     strict: bool | None = None  # without effect: what comes always has the schema's form
 
 
@@ -62,10 +57,10 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 class StructuredOutputs(Body):
     """What an answer must be, in one of these ways; the names are vLLM's."""
 
-    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    json_schema: Object | None = Field(None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: Annotated[Listed[str], Field(min_length=1)] | None = None
     lark: str | None = Field(None, alias="grammar")
 
     @model_validator(mode="after")
@@ -93,7 +88,7 @@ class Common(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[str, Field(max_length=MAX_STOP)] | Stops | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -171,7 +166,7 @@ class Common(Body):
 
 
 class CompletionBody(Common):
-    prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
+    prompt: str | Tokens | Annotated[Listed[str], Field(min_length=1)] | Annotated[Listed[Tokens], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
@@ -198,7 +193,7 @@ class TextPart(Body):
 
 class Prediction(Body):
     type: Literal["content"]
-    content: str | list[TextPart]
+    content: str | Listed[TextPart]
 
 
 class FunctionName(Body):
@@ -219,10 +214,10 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Listed[Object] | None = None
     name: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Listed[Object] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -237,11 +232,11 @@ class ChatMessage(BaseModel):
 
 
 class ChatBody(Common):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Listed[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[Object] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
@@ -295,4 +290,4 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]

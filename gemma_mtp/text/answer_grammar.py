@@ -12,6 +12,7 @@ from gemma_mtp.text.chat_parser import CALL, CALL_END, CHANNEL, CHANNEL_END, QUO
 from gemma_mtp.text.guidance import Guide
 
 _NAME = re.compile(r"[^\s{}:]+")  # what the parser reads as the name of a function
+_MOST_RULES = 10_000  # larger grammars take seconds and gigabytes
 _BARE_KEY = re.compile(r"[^\s{}\[\]:,\"<|]+")
 
 # What any value may be, where a schema says no more. Text is whatever does not spell out the mark at its end.
@@ -22,7 +23,7 @@ object: "{" (KEY ":" any ("," KEY ":" any)*)? "}"
 string: QUOTE TEXT? QUOTE
 TEXT: /(.|\n)+/ & ~/(.|\n)*<\|"\|>(.|\n)*/
 KEY: /[A-Za-z_][A-Za-z0-9_-]*/
-NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/
+NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9][0-9]?)?/
 INTEGER: /-?(0|[1-9][0-9]*)/
 """
 
@@ -103,6 +104,8 @@ class _Values:
         return "object" if rule == "any" else rule
 
     def _add(self, rule: str) -> str:
+        if len(self.rules) == _MOST_RULES:
+            raise SettingsError("The tools' parameters are too large for calls to be forced.")
         name = f"v{len(self.rules)}"
         self.rules.append(f"{name}: {rule}")
         return name
@@ -118,8 +121,8 @@ class _Values:
             if isinstance(options := schema.get(keyword), list) and options:
                 return self._add(" | ".join(map(self._of, options)))
         kind = schema.get("type")
-        if isinstance(kind, list) and kind:
-            return self._add(" | ".join(self._of({**schema, "type": one}) for one in kind))
+        if isinstance(kind, list) and (kinds := dict.fromkeys(one for one in kind if isinstance(one, str))):
+            return self._add(" | ".join(self._of({**schema, "type": one}) for one in kinds))
         if isinstance(schema.get("properties"), Mapping) and kind in (None, "object"):
             return self._object(schema["properties"], schema.get("required"))
         if kind == "array":
@@ -132,7 +135,7 @@ class _Values:
 
     def _object(self, properties: Mapping[str, Any], required: Any) -> str:
         """Members in the order of their names, in which templates write them."""
-        needed = set(required) if isinstance(required, list) else set()
+        needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
         after = first = '""'  # what may come after members before, and where there are none
         for name in sorted(properties, reverse=True):
             key = _literal(name) if _BARE_KEY.fullmatch(name) else f"{self._quote} {_literal(name)} {self._quote}"
@@ -167,7 +170,10 @@ class _Values:
         if isinstance(value, dict):
             members = [f'{_literal(key)} ":" {self._constant(value[key])}' for key in sorted(value)]
             return " ".join(['"{"', *_joined(members), '"}"'])
-        return _literal(json.dumps(value))
+        try:
+            return _literal(json.dumps(value, allow_nan=False))
+        except ValueError:
+            raise SettingsError("A tool's parameters have a number that is not finite.") from None
 
 
 def _joined(parts: Sequence[str]) -> list[str]:

@@ -20,7 +20,8 @@ Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# Gemma's turns before Gemma 4. There was no system turn: the system's words start the first turn.
+# Gemma's turns before Gemma 4. There was no system turn: the system's words start the turn after them,
+# or where there is none are the user's.
 _PLAIN = """{{ bos_token }}{% set ns = namespace(system='') %}
 {%- for message in messages %}
 {%- if message.role == 'system' %}{% set ns.system = ns.system + message.content | trim + '\n\n' %}
@@ -30,6 +31,9 @@ _PLAIN = """{{ bos_token }}{% set ns = namespace(system='') %}
 {% set ns.system = '' %}
 {%- endif %}
 {%- endfor %}
+{%- if ns.system %}<start_of_turn>user
+{{ ns.system | trim }}<end_of_turn>
+{% endif %}
 {%- if add_generation_prompt %}<start_of_turn>model
 {% endif %}"""
 

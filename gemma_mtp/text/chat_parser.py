@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,14 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-_SCALARS = json.JSONDecoder(parse_constant=_no_constant)  # numbers, true, false, null, strings in plain quotes
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits} is beyond all numbers")
+    return number
+
+
+# Numbers, true, false, null, strings in plain quotes.
+_SCALARS = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,10 @@ def _parse_value(text: str, at: int, depth: int) -> tuple[Any, int]:
         return _parse_members(text, at, depth)
     if text.startswith("None", at):  # how the templates print a null
         return None, at + len("None")
-    return _SCALARS.raw_decode(text, at)
+    value, end = _SCALARS.raw_decode(text, at)
+    if isinstance(value, str):
+        value.encode()  # of a lone surrogate this is a ValueError
+    return value, end
 
 
 def _parse_members(text: str, at: int, depth: int) -> tuple[Any, int]:

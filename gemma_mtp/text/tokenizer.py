@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -68,11 +68,11 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """From a GGUF file's `tokenizer.ggml.*` keys: kind 'llama' (Gemma 3) or 'gemma4'. Raises CheckpointError."""
         kind = _key(metadata, "model")
-        if kind not in ("llama", "gemma4"):
+        if not isinstance(kind, str) or kind not in ("llama", "gemma4"):
             raise CheckpointError(
                 f"The tokenizer is of the kind {kind!r}, but only 'llama' and 'gemma4' are supported."
             )
-        if metadata.get("tokenizer.ggml.add_space_prefix", False):
+        if _flag(metadata, "add_space_prefix", False):
             raise CheckpointError("The tokenizer puts a space before every text, which no tokenizer of Gemma's does.")
         kinds = np.asarray(_key(metadata, "token_type"))
         if kinds.ndim != 1 or kinds.dtype.kind not in "iu":
@@ -100,7 +100,7 @@ class Tokenizer:
             eos_ids=(id for id in ends if id is not None),
             bos_id=named("bos"),
             pad_id=named("padding"),
-            add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", True)),
+            add_bos=_flag(metadata, "add_bos_token", True),
         )
 
     @classmethod
@@ -227,11 +227,18 @@ def _key(metadata: Mapping[str, Any], name: str) -> Any:
         raise CheckpointError(f"The checkpoint lacks the key 'tokenizer.ggml.{name}' of its tokenizer.") from None
 
 
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    flag = metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(flag, bool):
+        raise CheckpointError(f"The tokenizer's key 'tokenizer.ggml.{name}' is neither true nor false.")
+    return flag
+
+
 def _strings(metadata: Mapping[str, Any], name: str) -> StringArray:
     strings = _key(metadata, name)
     if isinstance(strings, StringArray):
         return strings
-    if not isinstance(strings, Sequence) or not all(isinstance(string, str) for string in strings):
+    if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):
         raise CheckpointError(f"The tokenizer's key 'tokenizer.ggml.{name}' is not a list of texts.")
     return StringArray(strings)
 

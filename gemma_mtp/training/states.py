@@ -186,15 +186,23 @@ class Lessons:
     """Lessons drawn at random from all shards but the last, which is held out; a lone one is not.
 
     output_embedding: float32 [vocab, hidden] of the target, which turns its hidden states into logits. texts: of a
-    lesson.
+    lesson. drawn: how many an earlier run has drawn, after which others come.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, output_embedding: Tensor, texts: int, seed: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        output_embedding: Tensor,
+        texts: int,
+        seed: int = 0,
+        drawn: int = 0,
+    ):
         paths = sorted(folder.glob("*.safetensors"))
         self._paths = paths[:-1] or paths
         self._held_out = paths[len(self._paths) :]
         self._config, self._embedding, self._texts = config, output_embedding, texts
-        self._seed, self._rng = seed, np.random.default_rng(seed)
+        self._seed, self._rng = seed, np.random.default_rng([seed, drawn])
 
     def texts(self, shards: int) -> Iterator[Tensor]:
         """int64 [texts, length] of each of some shards that `next` draws from."""

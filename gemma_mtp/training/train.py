@@ -161,8 +161,9 @@ class Training:
         for made in make_shards(out / "states", self.shards, engine, texts, recipe):
             show("The target writes and computes", made / self.shards)
         embedding = output_embedding(weights, self.target)
-        lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed)
         kept = load_progress(out / "progress.pt") if resume else None
+        drawn = kept[1].steps * settings.accumulate if kept else 0
+        lessons = Lessons(out / "states", self.target, embedding, settings.texts, settings.seed, drawn)
         drafter_weights, done = kept or (self._start(weights, lessons, log), None)
         distill(
             self.drafter,

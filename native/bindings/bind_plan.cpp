@@ -117,7 +117,7 @@ void bind_plan(nb::module_& m) {
                 for (auto [kv_heads, head_dim, window] : layers) shapes.push_back({kv_heads, head_dim, window});
                 new (self) KvCache(types.at(type), std::move(shapes), context, rollback, memory_limit);
             }, "type"_a, "layers"_a, "context"_a, "rollback"_a = 64, "memory_limit"_a = 0,
-            "layers: (kv_heads, head_dim, window or 0) of each layer that keeps a cache.")
+            "layers: (kv_heads, head_dim, window or 0) of each layer; without heads it keeps nothing.")
         .def("create", &KvCache::create).def("release", &KvCache::release, "sequence"_a)
         .def("length", &KvCache::length, "sequence"_a).def("floor", &KvCache::floor, "sequence"_a)
         .def("truncate", &KvCache::truncate, "sequence"_a, "length"_a)

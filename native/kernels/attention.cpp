@@ -3,6 +3,8 @@
 // the next block's keys and its own values: pages are too short for the CPU to foresee them.
 #include "attention.h"
 
+#include <cfloat>
+
 #include "gmtp/simd.h"
 
 namespace gmtp::GMTP_ISA {
@@ -11,8 +13,9 @@ namespace {
 inline f32x16 load_as(const float* p) { return load(p); }
 inline f32x16 load_as(const uint16_t* p) { return load_f16(p); }
 inline f32x16 load_as(const int8_t* p) { return to_float(load_bytes(p)); }
-inline void store_as(float* p, f32x16 v) { store(p, v); }
-inline void store_as(uint16_t* p, f32x16 v) {  // half precision ends at 65504: saturate rather than become infinite
+// Saturates rather than become infinite: 0 times what a query does not see must be 0.
+inline void store_as(float* p, f32x16 v) { store(p, min(max(v, set1(-FLT_MAX)), set1(FLT_MAX))); }
+inline void store_as(uint16_t* p, f32x16 v) {  // half precision ends at 65504
     store_f16(p, min(max(v, set1(-65504.0f)), set1(65504.0f)));
 }
 

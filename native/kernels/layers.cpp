@@ -31,7 +31,10 @@ void gated_gelu(const float* gate, const float* up, int64_t n, float* out) {
 
 void softcap(float* x, int64_t n, float cap) {
     f32x16 c = set1(cap), inverse = set1(1.0f / cap);
-    for (int64_t i = 0; i < n; i += 16) store(x + i, c * tanh(load(x + i) * inverse));
+    for (int64_t i = 0; i < n; i += 16) {
+        f32x16 v = load(x + i);
+        store(x + i, c * tanh(v * inverse) + (v - v));  // what is no number stays none, and is found out
+    }
 }
 
 void scale(float* x, int64_t n, float factor) {

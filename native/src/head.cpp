@@ -59,6 +59,8 @@ struct Scores {
         return w.temperature > 0 && *capped ? all : w;
     }
     bool exact(const Run& r, int output) const { return wanted(r, output).best == 0; }
+    // What both parts are multiplied with: of activations in two digits the first, which the bounds are of.
+    static Activations factor(const Buffer& x) { return {x.data.x, x.data.q, x.data.stride * x.data.digits, 1}; }
 
     size_t high_bytes() const { return group_bytes(head->high.type, head->high.cols); }
     size_t low_bytes() const { return group_bytes(head->low.type, head->low.cols); }
@@ -126,8 +128,9 @@ struct HighScoresOp : HeadOp {
         for (int first = 0, last; first < rows; first = last) {  // runs of rows alike
             const bool exact = s.exact(r, first);
             for (last = first + 1; last < rows && s.exact(r, last) == exact;) last++;
-            if (exact) r.matmul.both(s.head->high, s.head->low, begin, end, x->data, first, last, out->data.x, out->data.stride);
-            else r.matmul.matmul(s.head->high, begin, end, x->data, first, last, out->data.x, out->data.stride);
+            const Activations factor = Scores::factor(*x);
+            if (exact) r.matmul.both(s.head->high, s.head->low, begin, end, factor, first, last, out->data.x, out->data.stride);
+            else r.matmul.matmul(s.head->high, begin, end, factor, first, last, out->data.x, out->data.stride);
         }
         for (int i = 0; i < rows; i++) {
             if (s.exact(r, i)) continue;
@@ -207,7 +210,7 @@ struct LowScoresOp : HeadOp {
                 if (!reached(i, g)) continue;
                 const int first = i;
                 while (i + 1 < rows && reached(i + 1, g)) i++;
-                s.add_low(r, g, x->data, first, i + 1, *out);
+                s.add_low(r, g, Scores::factor(*x), first, i + 1, *out);
             }
         });
     }
@@ -249,7 +252,7 @@ std::shared_ptr<const SplitHead> SplitHead::pack(const uint8_t* source, size_t s
         pool.parallel_for(last - first, 8, [&](int64_t begin, int64_t end) {
             for (int64_t g = first + begin; g < first + end; g++) pack_split_group(source, rows, cols, g, high + g * high_group, low + g * low_group);
             for (int64_t i = (first + begin) * kGroupRows; i < std::min((first + end) * kGroupRows, rows); i++)
-                error[i] = error_of(source + i * row_bytes, cols);
+                if (!std::isfinite(error[i] = error_of(source + i * row_bytes, cols))) throw InputError("a weight is not finite");
         });
         done(static_cast<size_t>(first * kGroupRows) * row_bytes, static_cast<size_t>(std::min(last * kGroupRows, rows)) * row_bytes);
     }

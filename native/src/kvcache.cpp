@@ -33,16 +33,19 @@ float element(KvType type, const void* page, int64_t dim, int64_t i, int64_t d, 
 KvCache::KvCache(KvType type, std::vector<KvLayer> layers, int64_t context, int64_t rollback, int64_t memory_limit)
     : type_(type), layers_(std::move(layers)), context_(context), rollback_(rollback), limit_(memory_limit) {
     for (const KvLayer& layer : layers_) {
-        if (layer.kv_heads < 1 || layer.head_dim < 16 || layer.head_dim % 16 || layer.window < 0)
-            throw InputError("a cached layer needs at least one KV head and a head size that is a multiple of 16");
-        if (type_ == KvType::Q8_0 && layer.head_dim % kKvBlock)
-            throw InputError("a KV cache of type q8_0 needs a head size that is a multiple of 32");
+        if (layer.kv_heads < 0 || layer.head_dim < kKvBlock || layer.head_dim % kKvBlock || layer.window < 0)
+            throw InputError("a cached layer needs a head size that is a multiple of 32");
+        if (!layer.kv_heads) {
+            group_of_.push_back(-1), offset_.push_back(0);
+            continue;
+        }
         auto found = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.window == layer.window; });
         if (found == groups_.end()) found = groups_.insert(groups_.end(), Group{.window = layer.window, .free = {}, .named = {}});
         group_of_.push_back(static_cast<int>(found - groups_.begin()));
         offset_.push_back(found->page_bytes);
         found->page_bytes += 2 * static_cast<size_t>(layer.kv_heads) * head_bytes(type_, layer.head_dim);
     }
+    if (groups_.empty()) throw InputError("a cache needs a layer that keeps keys and values");
 }
 
 KvCache::~KvCache() {
@@ -154,8 +157,20 @@ void KvCache::reserve(int sequence, int64_t count) {
     const int64_t end = s.length + count;
     if (end > context_) throw InputError("the context of " + std::to_string(context_) + " tokens is full");
     slide(s);
-    for (size_t g = 0; g < groups_.size(); g++)
-        while (static_cast<int64_t>(s.pages[g].size()) * kPagePositions < end) s.pages[g].push_back(take(g));
+    try {
+        for (size_t g = 0; g < groups_.size(); g++)
+            while (static_cast<int64_t>(s.pages[g].size()) * kPagePositions < end) s.pages[g].push_back(take(g));
+    } catch (...) {
+        give_back(s, s.length);
+        throw;
+    }
+}
+
+void KvCache::give_back(Sequence& s, int64_t length) {
+    const auto keep = static_cast<size_t>((length + kPagePositions - 1) / kPagePositions);
+    for (auto& table : s.pages)
+        for (; table.size() > keep; table.pop_back())
+            if (table.back()) let_go(*table.back());
 }
 
 int64_t KvCache::most_pages(const Group& group, int64_t length, int64_t rows) const {
@@ -252,13 +267,8 @@ void KvCache::truncate(int sequence, int64_t length) {
             if (const Page* page = table[length / kPagePositions]; page && !page->name.empty())
                 throw InputError("a named page cannot be cut");
     s.length = length;
-    for (size_t g = 0; g < groups_.size(); g++) {
-        auto& table = s.pages[g];
-        const auto keep = static_cast<size_t>((length + kPagePositions - 1) / kPagePositions);
-        for (; table.size() > keep; table.pop_back())
-            if (table.back()) let_go(*table.back());
-        s.first[g] = length ? s.first[g] : 0;
-    }
+    give_back(s, length);
+    if (!length) s.first.assign(groups_.size(), 0);
 }
 
 int64_t KvCache::bytes_in_use() const {
@@ -285,6 +295,7 @@ void* KvCache::values(int sequence, int layer, int64_t kv_head, int64_t position
 
 void KvCache::read(int sequence, int layer, int64_t begin, int64_t end, float* keys_out, float* values_out) const {
     const Sequence& s = at(sequence);
+    if (!layers_.at(layer).kv_heads) throw InputError("that layer keeps no keys and values");
     if (begin < s.first[group_of_[layer]] * kPagePositions || begin > end || end > s.length)
         throw InputError("the cache does not hold these positions");
     const int64_t dim = layers_[layer].head_dim;

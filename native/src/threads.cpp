@@ -1,6 +1,9 @@
 #include "gmtp/threads.h"
 
+#include <string>
 #include <utility>
+
+#include "gmtp/error.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,10 +33,17 @@ template <class T> void wait_while(const std::atomic<T>& value, T old) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-    for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { work(t); });
+    try {
+        for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { work(t); });
+    } catch (const std::exception& fault) {
+        end();
+        throw InputError("of " + std::to_string(threads) + " threads only " + std::to_string(size()) + " could be started (" + fault.what() + ")");
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { end(); }
+
+void ThreadPool::end() {
     {
         std::lock_guard lock(mutex_);
         stop_ = true;
@@ -52,6 +62,7 @@ void ThreadPool::call(int thread) {
 }
 
 void ThreadPool::run(const std::function<void(int)>& body) {
+    if (busy_.exchange(true)) throw InputError("the threads are at work for somebody else: a pool runs one job at a time");
     body_ = &body;
     running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     {
@@ -61,7 +72,9 @@ void ThreadPool::run(const std::function<void(int)>& body) {
     }
     call(0);
     for (int left; (left = running_.load(std::memory_order_acquire));) wait_while(running_, left);
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    const std::exception_ptr error = std::exchange(error_, nullptr);
+    busy_.store(false);
+    if (error) std::rethrow_exception(error);
 }
 
 void ThreadPool::work(int thread) {

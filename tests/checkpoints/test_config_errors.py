@@ -32,6 +32,7 @@ HF = {
     "hidden absurd": ({**SHARED, "hidden_size": 10**30}, "not a whole number from 1"),
     "layers absurd": ({**SHARED, "num_hidden_layers": 10**9}, "'num_hidden_layers' set to 1000000000"),
     "eps 0": ({**SHARED, "rms_norm_eps": 0.0}, "not a number above 0"),
+    "eps beyond all numbers": ({**SHARED, "rms_norm_eps": 10**400}, "not a number above 0"),
     "eps a text": ({**SHARED, "rms_norm_eps": "1e-6"}, "not a number above 0"),
     "layer types short": ({**SHARED, "layer_types": ["full_attention"]}, "'layer_types' that does not name"),
     "layer types unknown": ({**SHARED, "layer_types": ["linear_attention"] * 9}, "'layer_types' that does not name"),
@@ -127,7 +128,12 @@ def test_rotation_factors_of_another_kind_are_said(tmp_path: Path, factors: list
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([1, 2, 4, 8]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([1, 2, 4, 8, 10**400]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )

@@ -24,6 +24,7 @@ def test_stops_become_tuples_and_a_single_string_is_one_stop():
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
+        ("temperature", 10**400),
         ("temperature", "hot"),
         ("top_k", -1),
         ("top_p", 0),

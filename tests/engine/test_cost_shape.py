@@ -33,6 +33,7 @@ class Timed:
     ):
         layer = SimpleNamespace(experts=None if expert is None else "some")
         self.config, self.max_depth, self.expert = SimpleNamespace(vocab=100, layers=[layer]), max_depth, expert
+        self.context = 1000
         self.now, self.passes, self.scale, self.open, self.disturbed = 0.0, 0, scale, 0, disturbed
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
 
@@ -50,6 +51,7 @@ class Timed:
         assert rows in (1, len(tokens))
         assert all(0 <= token < 100 for token in tokens)
         sequence += tokens
+        assert len(sequence) <= self.context
         self.passes += 1
         read = 8 * len(set(tokens)) if self.expert is not None else 0
         prompt = PROMPT * (len(tokens) - rows)
@@ -107,6 +109,15 @@ def test_a_prompts_tokens_are_measured_apart(monkeypatch: pytest.MonkeyPatch) ->
     slow = measured_shape(Timed(monkeypatch, scale=4)).shape  # which leaves no time for that
     assert slow.prompt is None
     assert slow.prompt_row == slow.row
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 8, 17, 18])
+def test_no_pass_is_longer_than_the_context(monkeypatch: pytest.MonkeyPatch, context: int) -> None:
+    engine = Timed(monkeypatch)
+    engine.context = context
+    measured = measured_shape(engine)
+    assert (measured is None) == (context < 3)  # which leaves one width or none
+    assert measured is None or (measured.shape.prompt is None) == (context < 18)
 
 
 def test_a_prompt_that_costs_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

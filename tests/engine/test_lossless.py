@@ -1,5 +1,7 @@
 """The same tokens with drafting off, on and at any depth, greedy and sampled, on the real model."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,29 @@ def test_a_prediction_is_drafted_from_and_does_not_show(demo: Model) -> None:
     assert right.stats.prompt_tokens == plain.stats.prompt_tokens
     assert right.stats.rounds < 10  # 39 tokens at up to 9 a round, and the text need not split into tokens alike
     assert wrong.stats.rounds > 2 * right.stats.rounds
+
+
+def test_a_prediction_ends_where_its_tokens_are_none_of_the_models(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(max_tokens=8)
+    plain = demo.generate("The capital of France is", params, "off")
+    encode = demo.tokenizer.encode
+    monkeypatch.setattr(
+        demo.tokenizer, "encode", lambda text, **how: [*encode(text, **how), *([demo.config.vocab] * (text == "Paris"))]
+    )  # as of a folder whose tokenizer has added tokens
+    asked = demo.ask("The capital of France is", params, 2, prediction="Paris")
+    assert asked.prediction == encode("Paris", bos=False)
+    assert demo.generate("The capital of France is", params, 2, prediction="Paris").tokens == plain.tokens
+
+
+def test_threads_can_share_a_model(demo: Model) -> None:
+    params = SamplingParams(max_tokens=24)
+    kinds = ["facts", "python", "story"]
+    alone = [demo.generate(NINE_KINDS[kind], params, "off").tokens for kind in kinds]
+    with ThreadPoolExecutor(3) as threads:
+        together = [threads.submit(demo.generate, NINE_KINDS[kind], params, 3) for kind in kinds]
+    assert [done.result().tokens for done in together] == alone
 
 
 def test_a_full_context_ends_the_generation(demo: Model) -> None:

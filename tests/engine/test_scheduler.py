@@ -194,6 +194,33 @@ def test_what_takes_too_long_ends_running_or_waiting() -> None:
     assert (scheduler.running, scheduler.waiting) == (0, 0)
 
 
+def test_requests_can_come_while_others_are_looked_at() -> None:
+    scheduler = Scheduler(FakeEngine(), parallel=1)
+    late: list[Asked] = []
+
+    class Arriving(Request):
+        """While it is looked at, another thread has its turn and adds a request."""
+
+        @property
+        def cancelled(self) -> bool:
+            if len(late) < 5:
+                late.append(Asked([3, 1, 2], SamplingParams(max_tokens=2)))
+                scheduler.add(late[-1].request)
+            return False
+
+        @cancelled.setter
+        def cancelled(self, value: bool) -> None:
+            pass
+
+    waiting = [Asked([1, 2, 3], SamplingParams(max_tokens=2)) for _ in range(3)]
+    for asked in waiting:
+        request = asked.request
+        scheduler.add(Arriving(request.prompt, request.params, request.text, (), "off", request.receive))
+    run(scheduler)
+    assert len(late) == 5
+    assert all(asked.ends == [("length", None)] for asked in waiting + late)
+
+
 def test_prompts_run_in_chunks_beside_decoding() -> None:
     engine, long = FakeEngine(), Asked([1] * 1000, SamplingParams(max_tokens=2), "off")
     scheduler = Scheduler(engine, 2)

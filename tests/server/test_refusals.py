@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import httpx
 import pytest
@@ -81,6 +82,8 @@ def test_a_bad_parameter_of_a_completion(demo_server: Server, more: dict, param:
         ({"reasoning_effort": "high"}, "'reasoning_effort' is not supported"),
         ({"chat_template_kwargs": {"other": 1}}, "not supported"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "cannot turn it on"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": float("nan")}}}]}, "not finite"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"x": "\ud800"}}}}, "lone"),
         ({"prediction": {"type": "words", "content": "x"}}, "prediction.type"),
         ({"prediction": {"type": "content", "content": [{"type": "image_url"}]}}, "prediction.content"),
     ],
@@ -93,6 +96,36 @@ def test_a_bad_parameter_of_a_chat(demo_server: Server, more: dict, words: str) 
     assert (status, error["type"]) == (400, "invalid_request_error")
     assert words in error["message"]
     assert error["message"].endswith(".")
+
+
+LARGE = {
+    "completions": {
+        "texts": ({"prompt": [""] * 100_000, "n": 16}, "1600000 texts at once: ask for at most"),
+        "no texts": ({"prompt": [{}] * 100_000}, "valid string"),
+        "a stop string": ({"stop": "x" * 1001}, "at most 1000 characters"),
+        "one of the stop strings": ({"stop": ["a", "x" * 1001]}, "'stop' is not valid"),
+        "names": ({f"no{i}": 1 for i in range(70_000)}, "70002 keys"),
+        "biases": ({"logit_bias": {f"a{i}": 1 for i in range(70_000)}}, "70000 keys"),
+    },
+    "chat/completions": {
+        "messages": ({"messages": [3] * 100_000}, "messages.0"),
+        "tools": ({"tools": [3] * 100_000}, "tools.0"),
+    },
+}
+
+
+@pytest.mark.parametrize(("route", "name"), [(route, name) for route, cases in LARGE.items() for name in cases])
+def test_what_is_much_is_refused_soon(chat_server: Server, route: str, name: str) -> None:
+    more, words = LARGE[route][name]
+    body = json.dumps((COMPLETION if route == "completions" else CHAT) | {"max_tokens": 2} | more)
+    start = time.monotonic()
+    status, error = chat_server.refusal(
+        f"/v1/{route}", content=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert words in error["message"]
+    assert len(error["message"]) < 500
+    assert time.monotonic() - start < 20  # not minutes, on a busy machine either
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,13 @@ def test_what_is_not_done_is_refused_in_a_sentence(demo_server: Server, more: di
     with pytest.raises(BadRequestError) as refused:
         demo_server.client.responses.create(**{"model": "demo", "input": "Hi"} | more)  # type: ignore[call-overload]
     assert words in refused.value.body["message"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), ("\ud800", "lone surrogate")])
+def test_what_json_has_no_form_for_is_refused(demo_server: Server, value: object, words: str) -> None:
+    tools = [{"type": "function", "name": "f", "parameters": {"x": value}}]
+    body = json.dumps({"input": "Hi", "tools": tools, "tool_choice": "none"})
+    headers = {"Content-Type": "application/json"}
+    status, error = demo_server.refusal("/v1/responses", content=body, headers=headers)
+    assert status == 400
+    assert words in error["message"]

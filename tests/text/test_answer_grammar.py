@@ -119,6 +119,26 @@ def test_what_cannot_be_forced_is_refused(guide: Guide, tokenizer: Tokenizer) ->
         nested = {"type": "array", "items": nested}
     with pytest.raises(SettingsError, match="nested too deeply"):
         ask("f", nested)
+    branching: dict = {}
+    for _ in range(40):
+        branching = {"type": ["object", "array"], "properties": {"a": branching}, "items": branching}
+    with pytest.raises(SettingsError, match="too large"):
+        ask("f", branching)
+    with pytest.raises(SettingsError, match="not finite"):
+        ask("f", {"enum": [1, float("nan")]})
+
+
+def test_what_is_no_schema_narrows_nothing_down(guide: Guide, tokenizer: Tokenizer) -> None:
+    odd = {"type": ["object", "object", []], "properties": {"a": {"type": [[]]}}, "required": [[], {}, "a"]}
+    parser = ChatParser()
+    grammars = answer_grammar(guide, parser, False, None, [tool("f", odd)])
+    events = [*parser.push(said(guide, tokenizer, grammars, 1)), *parser.flush()]
+    call = events[0].tool_call
+    assert call
+    assert list(call.arguments) == ["a"]
+
+
+def test_calls_need_a_vocabulary_with_their_markup(tokenizer: Tokenizer) -> None:
     plain = Guide(Tokenizer(tokenizer._encoder, special_ids=[], added_ids=[], eos_ids=[1], bos_id=2), 8, [1], [])
     plain.token = lambda text: None  # type: ignore[method-assign]
     with pytest.raises(SettingsError, match="has no token"):

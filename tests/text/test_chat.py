@@ -80,6 +80,10 @@ def test_without_a_template_turns_are_plain():
         "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nYo<end_of_turn>\n"
         "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
     )
+    assert ChatTemplate.plain().render([USER, messages[0]]) == (
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>user\nBe brief.<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
     assert ChatTemplate.plain().render([USER], add_generation_prompt=False) == (
         "<bos><start_of_turn>user\nHi<end_of_turn>\n"
     )

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -123,6 +124,8 @@ def changed(**values):
         ({"tokens": None}, "lacks the key 'tokenizer.ggml.tokens'"),
         ({"tokens": 7}, "'tokenizer.ggml.tokens' is not a list of texts"),
         ({"tokens": [1, 2]}, "'tokenizer.ggml.tokens' is not a list of texts"),
+        ({"tokens": "text"}, "'tokenizer.ggml.tokens' is not a list of texts"),
+        ({"model": np.arange(2)}, "but only 'llama' and 'gemma4'"),
         ({"tokens": []}, "not as many token types as tokens"),
         ({"tokens": [], "token_type": []}, "is not a list of whole numbers"),
         ({"tokens": ["a"], "token_type": [1]}, "a token for each of the 256 bytes"),
@@ -136,6 +139,8 @@ def changed(**values):
         ({"eos_token_id": SIZE}, f"names the token {SIZE}, but its vocabulary has {SIZE} tokens"),
         ({"eos_token_id": -1}, "names the token -1"),
         ({"add_space_prefix": True}, "puts a space before every text"),
+        ({"add_space_prefix": np.arange(2)}, "'tokenizer.ggml.add_space_prefix' is neither true nor false"),
+        ({"add_bos_token": "yes"}, "'tokenizer.ggml.add_bos_token' is neither true nor false"),
     ],
 )
 def test_a_damaged_vocabulary_is_one_sentence(damage, sentence):

@@ -54,6 +54,19 @@ def test_the_last_shard_is_held_out_and_read_the_same_each_time(tmp_path: Path) 
         assert torch.equal(one.probs, other.probs)
 
 
+def test_a_training_that_goes_on_draws_other_lessons(tmp_path: Path) -> None:
+    config = tiny_target()
+    write_shards(tmp_path, config, 3)
+    embedding = torch.randn(config.vocab, config.hidden)
+
+    def drawn(after: int) -> list[int]:
+        lessons = Lessons(tmp_path, config, embedding, texts=1, drawn=after)
+        return [int(lessons.next().tokens[0, 0]) for _ in range(20)]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(20) == drawn(20) != drawn(0)
+
+
 def test_a_lone_shard_is_learnt_from(tmp_path: Path) -> None:
     config = tiny_target()
     write_shards(tmp_path, config, 1)

@@ -22,7 +22,7 @@
 namespace gmtp {
 
 struct KvLayer {
-    int64_t kv_heads;
+    int64_t kv_heads;  // 0: it keeps nothing, and reads what another layer keeps
     int64_t head_dim;
     int64_t window;  // positions a query sees, itself included; 0: all before it
 };
@@ -40,7 +40,7 @@ public:
     void release(int sequence);   // lets go of its pages
     int64_t length(int sequence) const { return at(sequence).length; }
 
-    // Makes room for `count` more positions; nothing changes if it throws (context or memory limit).
+    // Makes room for `count` more positions; none is made if it throws (context or memory limit).
     void reserve(int sequence, int64_t count);
     // Counts `count` reserved positions as filled.
     void advance(int sequence, int64_t count);
@@ -106,12 +106,13 @@ private:
     void destroy(Page* page);
     bool free_one();  // destroys a page that nobody holds, if there is one
     void slide(Sequence& s);
+    void give_back(Sequence& s, int64_t length);  // the pages past it
     int64_t most_pages(const Group& group, int64_t length, int64_t rows) const;
     char* place(int sequence, int layer, int64_t position) const;
 
     KvType type_;
     std::vector<KvLayer> layers_;
-    std::vector<int> group_of_;        // [layer]
+    std::vector<int> group_of_;        // [layer], -1 for one that keeps nothing
     std::vector<size_t> offset_;       // [layer]: bytes from the start of a page
     std::vector<Group> groups_;
     std::list<Page*> unheld_;  // named pages, the one let go of first at the front

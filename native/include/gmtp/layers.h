@@ -44,11 +44,11 @@ struct LayerKernels {
     void (*reaching)(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches);
 
     // Writes one position's key into its place in a page, keys being stored in blocks of 16 positions, transposed:
-    // element (position, d) at ((position / 16) * dim + d) * 16 + position % 16. dim is a multiple of 16.
+    // element (position, d) at ((position / 16) * dim + d) * 16 + position % 16. dim is a multiple of 32.
     void (*store_key)(KvType type, const float* key, int64_t dim, int position, void* page);
     // Writes one position's value: element (position, d) at position * dim + d.
     // In Q8_0 the codes lie like that, and after a page's codes its scales: that of (position, d) at
-    // d / kKvBlock * kPagePositions + position. dim is a multiple of kKvBlock then.
+    // d / kKvBlock * kPagePositions + position.
     void (*store_value)(KvType type, const float* value, int64_t dim, int position, void* page);
 
     // Attention of `queries` queries over one chunk of a sequence's keys and values.

@@ -12,7 +12,7 @@ namespace gmtp {
 
 class ThreadPool {
 public:
-    explicit ThreadPool(int threads);
+    explicit ThreadPool(int threads);  // throws InputError where the system has no more threads
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
@@ -20,7 +20,7 @@ public:
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
     // Runs body(thread) once on every thread, the caller being thread 0, and waits for all. An exception thrown by a
-    // body is rethrown here. Not reentrant: one job at a time.
+    // body is rethrown here. One job at a time: throws InputError while there is another.
     void run(const std::function<void(int thread)>& body);
 
     // Inside a job: waits until every thread has come here.
@@ -53,6 +53,7 @@ public:
     }
 
 private:
+    void end();
     void work(int thread);
     void call(int thread);
 
@@ -62,7 +63,7 @@ private:
     std::atomic<int> running_{0};
     std::atomic<int> waiting_{0};
     std::atomic<uint32_t> phase_{0};
-    std::atomic<bool> stop_{false};
+    std::atomic<bool> stop_{false}, busy_{false};
     std::mutex mutex_;
     std::condition_variable wake_;
     int sleeping_ = 0;
