@@ -17,7 +17,7 @@ from gemma_mtp.decoding.acceptance import Experience
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
 from gemma_mtp.decoding.economy import Alone, CostShape
 from gemma_mtp.decoding.grammar import Constraint
-from gemma_mtp.decoding.progress import Progress, TextStream, check_prompt
+from gemma_mtp.decoding.progress import Progress, TextStream, check_length, check_prompt
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.engine.cost_shape import cost_shape
 from gemma_mtp.engine.interface import AnyEngine
@@ -34,7 +34,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]  # "auto", "required" or {"type": "function", "function": {"name": ...}}
 Draft = int | str  # "auto", "off" or a number of tokens
-_MOST_OF_A_TOKEN = 16  # characters; whoever predicts longer ones gets less of it drafted
+_MOST_OF_A_TOKEN = 16  # characters, of nearly all: of predictions, more than so many for each token are left out
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -228,7 +228,7 @@ class Model:
         elif tools or thinking:
             raise SettingsError("Tools and thinking are for conversations: give a list of messages as the prompt.")
         else:
-            ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]  # type: ignore[arg-type]
+            ids = self._prompt(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]  # type: ignore[arg-type]
         check_prompt(ids, self.context)
         outside = next((token for token in ids if not 0 <= token < self.config.vocab), None)
         if outside is not None:
@@ -241,6 +241,13 @@ class Model:
         text: TextStream = chat or _Text(self._tokenizer.stream(skip_special=True))
         constraint = self._constraint(params, chat, thinking, tools or (), tool_choice)
         return Asked(ids, params, text, frozenset(ends), self._checked_draft(draft), chat, expected, constraint)
+
+    def _prompt(self, text: str, bos: bool = True) -> list[int]:
+        """A prompt's tokens. One that is too long for any tokens is refused unencoded: that can take long."""
+        if len(text) > _MOST_OF_A_TOKEN * self.context:
+            fewest = -(-len(text) // self._tokenizer.longest)
+            check_length(fewest, self.context, "at least ")
+        return self._tokenizer.encode(text, bos=bos)
 
     def _expected(self, prediction: str) -> list[int]:
         """The tokens of a prediction, as many as the context holds."""
@@ -272,7 +279,7 @@ class Model:
         if thinking and "enable_thinking" not in template.source:
             raise SettingsError("Thinking is asked for, but this model's chat template cannot turn it on.")
         prompt = template.render(messages, tools=tools, enable_thinking=thinking)
-        ids = self._tokenizer.encode(prompt, bos=False)  # the template spells out the special tokens
+        ids = self._prompt(prompt, bos=False)  # the template spells out the special tokens
         return ids, ChatText(self._tokenizer, template.parser(prompt), one_call)
 
     def _constraint(

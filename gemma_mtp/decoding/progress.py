@@ -93,8 +93,13 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
     """Raises PromptError for a prompt without tokens, or with more than the context holds."""
     if not prompt:
         raise PromptError("The prompt holds no tokens: give at least one.")
-    if len(prompt) > context:
-        length = f"The prompt has {len(prompt)} tokens, more than the context of {context}"
+    check_length(len(prompt), context)
+
+
+def check_length(tokens: int, context: int, about: str = "") -> None:
+    """Raises PromptError for more tokens than the context holds. about: put before their number."""
+    if tokens > context:
+        length = f"The prompt has {about}{tokens} tokens, more than the context of {context}"
         raise PromptError(f"{length}: shorten it, or raise the context.")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -152,6 +154,15 @@ class Tokenizer:
         """Decodes ids as they come. `keep`: control tokens, as they are spelled, that are not skipped."""
         kept = {ids[0] for text in keep if len(ids := self.encode(text, bos=False)) == 1}
         return Detokenizer(self, self.special_ids - kept if skip_special else frozenset())
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token."""
+        lengths = [0]
+        for id in range(self.vocab_size):
+            with suppress(PromptError):  # a folder's tokenizer may skip numbers
+                lengths.append(len(self.token_text(id)))
+        return max(lengths)
 
     def token_text(self, id: int) -> str:
         """A token as the vocabulary spells it: '▁the', '<0x0A>'. Raises PromptError."""

@@ -92,6 +92,16 @@ def test_a_prediction_ends_where_its_tokens_are_none_of_the_models(
     assert demo.generate("The capital of France is", params, 2, prediction="Paris").tokens == plain.tokens
 
 
+def test_a_prompt_no_tokens_can_hold_is_refused_before_it_is_encoded(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo.tokenizer.longest == 31
+    monkeypatch.setattr(demo.tokenizer, "encode", None)
+    for prompt in ("x" * (31 * demo.context + 1), [{"role": "user", "content": "x" * 31 * demo.context}]):
+        with pytest.raises(PromptError, match=rf"at least \d+ tokens, more than the context of {demo.context}:"):
+            demo.ask(prompt)
+
+
 def test_threads_can_share_a_model(demo: Model) -> None:
     params = SamplingParams(max_tokens=24)
     kinds = ["facts", "python", "story"]

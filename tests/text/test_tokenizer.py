@@ -87,6 +87,13 @@ def test_no_text_makes_a_control_token_unless_asked_to(kind):
     assert tokenizer.encode("".join(CONTROL), bos=False) == list(range(len(CONTROL)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_token_is_longer_than_the_longest(kind):
+    tokenizer = TOKENIZERS[kind]
+    lengths = [len(tokenizer.token_text(id)) for id in range(tokenizer.vocab_size)]
+    assert tokenizer.longest == max(lengths)
+
+
 def test_the_longest_added_token_wins():
     tokenizer = TOKENIZERS["llama"]
     assert [tokenizer.token_text(id) for id in tokenizer.encode("<turn|>>\n\n\n\n<|chan", bos=False)][:4] == [
