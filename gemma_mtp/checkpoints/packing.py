@@ -71,7 +71,10 @@ class Packer:
         layout, kind = self.form(name, tensor)
         if layout == "split":
             rows, cols = _rows(tensor), tensor.shape[-1]
-            return _native.Weight.pack_head(tensor.data, rows, cols, self._pool, partial(_release, tensor))
+            try:
+                return _native.Weight.pack_head(tensor.data, rows, cols, self._pool, partial(_release, tensor))
+            except _native.InputError as fault:
+                raise CheckpointError(f"{tensor.file.path} has a damaged tensor '{tensor.name}': {fault}.") from None
         return self._pack(tensor, tensor.data, _rows(tensor), kind, partial(_release, tensor))
 
     def by_centroid(self, tensor: TensorInfo, tokens: NDArray[np.int64]) -> _native.Weight:

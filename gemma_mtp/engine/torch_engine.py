@@ -119,18 +119,18 @@ class TorchEngine:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         decoded = self._forward(sequence, tokens, rows)
         sequence.hidden, sequence.prompt = decoded.hidden[len(scored) :], prompt
-        self._last_logits = _numpy(decoded.logits)
+        last = self._last_logits = _numpy(decoded.logits)
         first = len(sequence.tokens) - rows + 1  # index of the first sampled token
         seen, drafted = sequence.tokens[:first], sequence.tokens[first:]
         masks = [None] * rows if allowed is None else [*[None] * (rows - len(allowed)), *allowed]
         choices = [
             self._sample(logits, first + i, params, seen, drafted[:i], prompt, masks[i])
-            for i, logits in enumerate(self._last_logits)
+            for i, logits in enumerate(last)
         ]
         logprobs = [TokenLogprobs(chosen, top) for _, chosen, top in choices] if params.logprobs else None
         for row, token in enumerate(scored):
             assert logprobs is not None, "what is scored has settings that ask for log probabilities"
-            (best, of_best), logits = logprobs[row].top[0], self._last_logits[row]
+            (best, of_best), logits = logprobs[row].top[0], last[row]
             logprobs[row] = logprobs[row]._replace(chosen=logprob_of(logits[token], logits[best], of_best))
         return Rows([token for token, _, _ in choices], logprobs)
 

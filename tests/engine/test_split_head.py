@@ -1,10 +1,14 @@
 """The output embedding in two parts: what is left unread never changes a token."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from gemma_mtp import Model, SamplingParams, _native
+from gemma_mtp import CheckpointError, Model, SamplingParams, _native
 from gemma_mtp.checkpoints.hub import resolve
 from gemma_mtp.checkpoints.load import open_checkpoint
+from gemma_mtp.checkpoints.packing import Packer
 from gemma_mtp.engine.engine import Engine
 from gemma_mtp.prompts import NINE_KINDS
 
@@ -57,3 +61,13 @@ def test_the_logits_of_a_pass_that_left_some_out_are_not_given(engine: Engine, t
     with pytest.raises(_native.InputError, match="only the largest logits exactly"):
         engine.last_logits()
     engine.release(sequence)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    embedding = open_checkpoint(resolve("demo")).weights["embed"]
+    damaged = replace(embedding, shape=(64, 640), data=embedding.data[: 64 * 680].copy())
+    damaged.data[:2].view(np.float16)[:] = scale
+    packer = Packer(_native.ThreadPool(1), "as-is", {"embed"})
+    with pytest.raises(CheckpointError, match=r"damaged tensor 'token_embd\.weight': a weight is not finite\.$"):
+        packer.matrix("embed", damaged)
