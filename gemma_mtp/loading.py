@@ -217,6 +217,8 @@ def _template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate:
 def _drafter_path(drafter: str | Path, model: str | Path, target: Path) -> Path | None:
     if str(drafter) == "none":
         return None
+    if str(drafter) == "demo":  # which is a target's name too: here its drafter is meant
+        return find_assistant("demo", target)
     return find_assistant(str(model), target) if str(drafter) == "auto" else resolve(str(drafter))
 
 

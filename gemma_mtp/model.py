@@ -202,9 +202,10 @@ class Model:
     @property
     def cost_shape(self) -> CostShape:
         """What passes cost, by their rows, measured if it has to be."""
-        if self._cost_shape is None:
-            self._cost_shape = cost_shape(self._engine, self._cost_key)
-        return self._cost_shape
+        with self._engine.lock:  # what other threads run would be measured too
+            if self._cost_shape is None:
+                self._cost_shape = cost_shape(self._engine, self._cost_key)
+            return self._cost_shape
 
     def ask(
         self,
@@ -244,9 +245,8 @@ class Model:
 
     def _prompt(self, text: str, bos: bool = True) -> list[int]:
         """A prompt's tokens. One that is too long for any tokens is refused unencoded: that can take long."""
-        if len(text) > _MOST_OF_A_TOKEN * self.context:
-            fewest = -(-len(text) // self._tokenizer.longest)
-            check_length(fewest, self.context, "at least ")
+        if len(text) > _MOST_OF_A_TOKEN * self.context and (longest := self._tokenizer.longest):
+            check_length(-(-len(text) // longest), self.context, "at least ")
         return self._tokenizer.encode(text, bos=bos)
 
     def _expected(self, prediction: str) -> list[int]:

@@ -113,9 +113,9 @@ def test_values_that_are_not_finite_are_one_sentence(tmp_path: Path, kind: str, 
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize("name", ["embed", "0.q", "0.attn_norm"])
+@pytest.mark.parametrize("name", ["embed", "ple_embed", "0.q", "0.attn_norm"])
 def test_types_that_hold_no_weights_are_refused(tmp_path: Path, name: str, backend: str) -> None:
-    config = TARGETS["gemma3"] | VOCABULARY
+    config = TARGETS["E2B"] | VOCABULARY
     for kind in (np.int32, np.float64):
         weights = random_weights(config_from_hf(config))
         weights[name] = weights[name].astype(kind)

@@ -17,7 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="MODEL is 'demo' (Gemma 3 270M), a path, or owner/name[:file] on the Hugging Face hub; it defaults to demo.",
+    epilog="MODEL is 'demo' (Gemma 3 270M), a path, or owner/name[:file] on the Hugging Face hub; where it may be left "
+    "out, it is demo.",
 )
 COMMANDS = (
     run.run,

@@ -27,7 +27,12 @@ def inspect(
             metavar="PATH", help="A GGUF file, a Hugging Face folder, 'demo' or owner/name[:file].", show_default=False
         ),
     ] = None,
-    ctx: options.Context = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx", "-c", metavar="N", min=1, help="Context in tokens; by default the model's own.", show_default=False
+        ),
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Tell which build of the kernels this CPU uses.")] = False,
     as_json: options.Json = False,
 ) -> None:

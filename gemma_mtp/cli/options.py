@@ -16,7 +16,12 @@ ModelArgument = Annotated[
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="MODEL, as an option.", show_default=False)]
 Drafter = Annotated[
     str,
-    typer.Option("--drafter", "-md", metavar="auto|none|PATH", help="The drafter; auto: the one beside the model."),
+    typer.Option(
+        "--drafter",
+        "-md",
+        metavar="auto|none|PATH",
+        help="The drafter; auto: the one beside the model; demo: the demo's.",
+    ),
 ]
 Threads = Annotated[
     int | None,

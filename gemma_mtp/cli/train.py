@@ -25,6 +25,10 @@ def train(
             help="Text, sources, JSONL; python (default): its library; itself: also what the model says unasked.",
         ),
     ] = None,
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="More data: --data takes any number of paths.", show_default=False),
+    ] = None,
     tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=1, help="Tokens to learn from.")] = 400_000,
     disk: Annotated[float, typer.Option("--disk", metavar="GB", min=0, help="The most its states may take.")] = 4.0,
     minutes: Annotated[float, typer.Option("--minutes", metavar="N", min=0, help="Of training.")] = 30.0,
@@ -82,7 +86,7 @@ def train(
     settings = TrainSettings(
         target=target,
         kind=kind,
-        data=tuple(str(path) for path in data or ()),
+        data=tuple(str(path) for path in (*(data or ()), *(more or ()))),
         tokens=tokens,
         gigabytes=disk,
         minutes=minutes,
@@ -96,6 +100,8 @@ def train(
         threads=threads,
         init=init,
     )
+    if more and not data:
+        raise SettingsError(f"What is '{more[0]}'? Give data after --data.")
     if gguf and kind == "heads":
         raise SettingsError("GGUF has no form for parallel heads: leave --gguf out.")
     training = Training(settings, out)

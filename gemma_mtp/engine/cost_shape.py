@@ -41,7 +41,7 @@ def cost_shape(engine: AnyEngine, key: str | None, folder: Path | None = None) -
     measured = measured_shape(engine)
     if measured is None:
         return GUESSED_SHAPE
-    if path and measured.steady:
+    if path and measured.lasts:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as out:
@@ -53,8 +53,8 @@ def cost_shape(engine: AnyEngine, key: str | None, folder: Path | None = None) -
 
 class Measured(NamedTuple):
     shape: CostShape
-    steady: bool
-    """Whether passes of a kind took about as long as each other."""
+    lasts: bool
+    """Whether later starts can rely on it: passes of a kind took about as long as each other, and all kinds ran."""
 
 
 class _Kind(NamedTuple):
@@ -81,14 +81,14 @@ def measured_shape(engine: AnyEngine, seconds: float = SECONDS) -> Measured | No
     if any(layer.experts for layer in engine.config.layers):
         kinds.insert(2, _Kind(kinds[1].rows, alike=True))
     kinds.append(_Kind(1, after_prompt=True))
-    kinds = [kind for kind in kinds if 1 + kind.rows + kind.after_prompt * _PROMPT <= engine.context]
+    fitting = [kind for kind in kinds if 1 + kind.rows + kind.after_prompt * _PROMPT <= engine.context]
     try:
         start = time.perf_counter()
         engine.step(sequence, tokens[:1], 1, params)  # which finds its memory, and counts for nothing
         if (now := time.perf_counter()) - start > seconds:
             return None
         end = now + seconds
-        for kind in ROUNDS * kinds:
+        for kind in ROUNDS * fitting:
             count = kind.rows + kind.after_prompt * _PROMPT
             known = min(taken.get(kind) or [(1 + count / 8) * seconds for seconds in taken.get(_Kind(1), [0.0])])
             if time.perf_counter() + known > end:
@@ -114,7 +114,8 @@ def measured_shape(engine: AnyEngine, seconds: float = SECONDS) -> Measured | No
             fewer = read[_Kind(kind.rows)] - read[kind]
             each = max(0.0, (widths[kind.rows] - of) / one / fewer) if fewer > 0 else 0.0
             shape = shape._replace(experts=Experts(_interpolated({w: float(read[_Kind(w)]) for w in widths}), each))
-    return Measured(shape, all(median(of) < STEADY * quickest[kind] for kind, of in taken.items()))
+    steady = all(median(of) < STEADY * quickest[kind] for kind, of in taken.items())
+    return Measured(shape, steady and fitting == kinds)
 
 
 def _interpolated(measured: dict[int, float]) -> list[float]:

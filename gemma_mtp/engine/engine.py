@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
 from threading import RLock
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import Memory, Part, choosing, logprob_of
+from gemma_mtp.engine.interface import Memory, Part, choosing, logprob_of, one_at_a_time
 from gemma_mtp.engine.prefixes import PAGE, page_names
 from gemma_mtp.errors import CheckpointError, PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
@@ -34,8 +33,6 @@ KvDtype = Literal["f16", "q8_0", "f32"]
 MAX_DEPTH = 32  # tokens a round can draft
 _MAX_OUTPUTS = 64
 _ANY = np.empty((0, 0), np.uint32)  # no masks
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass
@@ -50,17 +47,6 @@ class SequenceState:
     """How many of its tokens are the prompt's, as the last pass was told."""
     names: list[bytes] = field(default_factory=list)
     """Of its first pages, those that others can share."""
-
-
-def _one_at_a_time(method: Callable[Concatenate[Engine, P], R]) -> Callable[Concatenate[Engine, P], R]:
-    """Of an engine's methods that use its threads or its cache: threads of Python take turns."""
-
-    @wraps(method)
-    def locked(self: Engine, *args: P.args, **options: P.kwargs) -> R:
-        with self.lock:
-            return method(self, *args, **options)
-
-    return locked
 
 
 class Engine:
@@ -144,12 +130,12 @@ class Engine:
     def drafts(self) -> bool:
         return self.drafter is not None
 
-    @_one_at_a_time
+    @one_at_a_time
     def create(self) -> SequenceState:
         """A new, empty sequence; to be given back with `release`."""
         return SequenceState(self.cache.create())
 
-    @_one_at_a_time
+    @one_at_a_time
     def release(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.handle)
 
@@ -157,7 +143,7 @@ class Engine:
     def memory(self) -> Memory:
         return Memory(self.cache.bytes_in_use, self.cache.bytes_allocated, self.cache.limit)
 
-    @_one_at_a_time
+    @one_at_a_time
     def limit_memory(self, size: int) -> None:
         """See BatchEngine."""
         self.cache.set_limit(size)
@@ -166,12 +152,12 @@ class Engine:
         """See BatchEngine."""
         return self.cache.bytes_for(tokens, self.max_rows)
 
-    @_one_at_a_time
+    @one_at_a_time
     def fits(self, wanted: Sequence[tuple[SequenceState, int]]) -> bool:
         """See BatchEngine."""
         return self.cache.fits([(sequence.handle, count) for sequence, count in wanted], self.max_rows)
 
-    @_one_at_a_time
+    @one_at_a_time
     def share(self, sequence: SequenceState) -> None:
         """See BatchEngine."""
         if len(sequence.tokens) >= (len(sequence.names) + 1) * PAGE:
@@ -179,7 +165,7 @@ class Engine:
             self.cache.name(sequence.handle, len(sequence.names), names)
             sequence.names += names
 
-    @_one_at_a_time
+    @one_at_a_time
     def adopt(self, sequence: SequenceState, tokens: Sequence[int]) -> int:
         """See BatchEngine."""
         names = page_names(tokens)
@@ -200,7 +186,7 @@ class Engine:
         """See Target.step. Raises PromptError for a token outside the vocabulary or a full context."""
         return self.run([Part(sequence, tokens, rows, params, prompt, scored, allowed)])[0]
 
-    @_one_at_a_time
+    @one_at_a_time
     def run(self, parts: Sequence[Part]) -> list[Rows]:
         """One pass over several sequences, each of them once: `step` for each of the parts.
 
@@ -230,7 +216,7 @@ class Engine:
             results.append(Rows([token for token, _, _ in own], logprobs, experts))
         return results
 
-    @_one_at_a_time
+    @one_at_a_time
     def draft(
         self,
         sequence: SequenceState,
@@ -249,7 +235,7 @@ class Engine:
             drafted = self.drafter.draft(sequence.handle, token, hidden, depth, native, seen, sequence.prompt, ends)
         return Draft(*drafted)
 
-    @_one_at_a_time
+    @one_at_a_time
     def truncate(self, sequence: SequenceState, length: int) -> None:
         self.cache.truncate(sequence.handle, length)
         del sequence.tokens[length:]
@@ -274,7 +260,7 @@ class Engine:
         """float32 [rows, hidden] of the rows that the last pass sampled, after the final norm."""
         return self._runner.hidden()
 
-    @_one_at_a_time
+    @one_at_a_time
     def keys_and_values(
         self, sequence: SequenceState, layer: int, start: int, end: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -303,7 +289,7 @@ class Engine:
             part.sequence.tokens.extend(part.tokens)
             part.sequence.prompt = part.prompt
 
-    @_one_at_a_time
+    @one_at_a_time
     def _all_rows(self, tokens: Sequence[int], read: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         sequence = self.create()
         try:

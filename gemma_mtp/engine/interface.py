@@ -1,8 +1,9 @@
 """What every engine does, whichever executor runs its passes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,19 @@ from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import Rows
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.errors import CheckpointError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Shared(Protocol):
+    """What threads share, each having it alone while it holds the lock."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+
+
+E = TypeVar("E", bound=Shared)
 
 
 class Part(NamedTuple):
@@ -51,8 +65,20 @@ def choosing() -> Iterator[None]:
         raise CheckpointError(str(fault)) from None
 
 
-class AnyEngine(Protocol):
-    """A target in memory, with a drafter if there is one. Its sequences are its own kind of handle."""
+def one_at_a_time(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
+    """Of an engine's methods that use its threads or what it keeps: threads of Python take turns."""
+
+    @wraps(method)
+    def locked(self: E, *args: P.args, **options: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **options)
+
+    return locked
+
+
+class AnyEngine(Shared, Protocol):
+    """A target in memory, with a drafter if there is one. Its sequences are its own kind of handle. Threads can share
+    it."""
 
     @property
     def config(self) -> ModelConfig: ...

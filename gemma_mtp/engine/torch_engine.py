@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import RLock
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import choosing, logprob_of
+from gemma_mtp.engine.interface import choosing, logprob_of, one_at_a_time
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -64,7 +65,7 @@ class TorchEngine:
         dtype: str | None = None,
         device: str = "auto",
     ):
-        self.config, self.context = config, context
+        self.config, self.context, self.lock = config, context, RLock()
         self.device = _device(device)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -105,6 +106,7 @@ class TorchEngine:
         """Frees the sequence's cache; it is empty afterwards."""
         sequence.tokens, sequence.cache, sequence.hidden = [], GrowingCache(), None
 
+    @one_at_a_time
     @torch.inference_mode()
     def step(
         self,
@@ -137,6 +139,7 @@ class TorchEngine:
     def truncate(self, sequence: TorchSequence, length: int) -> None:
         del sequence.tokens[length:]
 
+    @one_at_a_time
     @torch.inference_mode()
     def draft(
         self,
@@ -217,6 +220,7 @@ class TorchEngine:
         sequence.tokens.extend(tokens)
         return Decoded(rows.wanted(decoded.logits), rows.wanted(decoded.hidden))
 
+    @one_at_a_time
     @torch.inference_mode()
     def _all_rows(self, tokens: Sequence[int]) -> list[Decoded[torch.Tensor]]:
         sequence = self.create()

@@ -56,6 +56,8 @@ class TorchWeights:
         for name, info in tensors.items():
             if name not in self._in_file:
                 self._tensors[name] = self._load(name, info)
+            elif info.type not in _native.WEIGHT_TYPES:
+                raise _not_weights(info)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -84,13 +86,17 @@ class TorchWeights:
         elif info.type in _native.WEIGHT_TYPES:
             values = torch.from_numpy(_native.dequantize(info.type, info.data, math.prod(info.shape)).reshape(-1))
         else:
-            raise CheckpointError(f"{info.file.path} has the tensor '{info.name}' as {info.type}, which cannot be run.")
+            raise _not_weights(info)
         info.release()
         if len(info.shape) > 1:
             return values.reshape(info.shape).to(self.device, self.dtype)
         vector = values.float()
         info.check_finite(vector.numpy())
         return vector.to(self.device)
+
+
+def _not_weights(info: TensorInfo) -> CheckpointError:
+    return CheckpointError(f"{info.file.path} has the tensor '{info.name}' as {info.type}, which cannot be run.")
 
 
 class Cache(Protocol):

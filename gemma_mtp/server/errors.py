@@ -57,8 +57,9 @@ def api_error(error: Exception) -> ApiError:
 
 
 def invalid(error: RequestValidationError) -> ApiError:
-    """What was wrong with a request's body: its first fault."""
-    fault = error.errors()[0]
+    """What was wrong with a request's body: the first fault that has a sentence of ours, or the first."""
+    faults = error.errors()
+    fault = next((fault for fault in faults if fault["type"] == "value_error"), faults[0])
     path = [str(part) for part in fault["loc"] if part != "body"]
     place = ".".join(part for part in path if part.replace(".", "_").isidentifier() or part.isdecimal())
     if fault["type"] == "string_unicode" and not place:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gemma_mtp.decoding.grammar import Grammar
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.server.values import MAX_STOP, Body, Listed, Object, Stops
+from gemma_mtp.server.values import Body, Listed, Object, Stops
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
@@ -88,7 +88,7 @@ class Common(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Annotated[str, Field(max_length=MAX_STOP)] | Stops | None = None
+    stop: Stops | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None

@@ -4,7 +4,7 @@ is not looked at."""
 import json
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_STOPS = 16
 MAX_STOP = 1000  # characters
@@ -26,7 +26,11 @@ def _is_json(value: dict[str, Any]) -> dict[str, Any]:
 
 Listed = Annotated[list[T], Field(fail_fast=True)]
 Object = Annotated[dict[str, Any], AfterValidator(_is_json)]
-Stops = Annotated[Listed[Annotated[str, Field(max_length=MAX_STOP)]], Field(max_length=MAX_STOPS)]
+Stops = Annotated[
+    Listed[Annotated[str, Field(max_length=MAX_STOP)]],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
 
 
 class Body(BaseModel):

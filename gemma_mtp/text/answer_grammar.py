@@ -15,7 +15,8 @@ _NAME = re.compile(r"[^\s{}:]+")  # what the parser reads as the name of a funct
 _MOST_RULES = 10_000  # larger grammars take seconds and gigabytes
 _BARE_KEY = re.compile(r"[^\s{}\[\]:,\"<|]+")
 
-# What any value may be, where a schema says no more. Text is whatever does not spell out the mark at its end.
+# What any value may be, where a schema says no more. Text is whatever does not spell out the mark at its end; no number is
+# too large for whoever reads it.
 _VALUES = r"""
 any: string | NUMBER | "true" | "false" | "null" | list | object
 list: "[" (any ("," any)*)? "]"
@@ -23,8 +24,8 @@ object: "{" (KEY ":" any ("," KEY ":" any)*)? "}"
 string: QUOTE TEXT? QUOTE
 TEXT: /(.|\n)+/ & ~/(.|\n)*<\|"\|>(.|\n)*/
 KEY: /[A-Za-z_][A-Za-z0-9_-]*/
-NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9][0-9]?)?/
-INTEGER: /-?(0|[1-9][0-9]*)/
+NUMBER: /-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?([eE][+-]?[0-9][0-9]?)?/
+INTEGER: /-?(0|[1-9][0-9]{0,99})/
 """
 
 

@@ -31,7 +31,7 @@ _PLAIN = """{{ bos_token }}{% set ns = namespace(system='') %}
 {% set ns.system = '' %}
 {%- endif %}
 {%- endfor %}
-{%- if ns.system %}<start_of_turn>user
+{%- if ns.system | trim %}<start_of_turn>user
 {{ ns.system | trim }}<end_of_turn>
 {% endif %}
 {%- if add_generation_prompt %}<start_of_turn>model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -156,13 +155,11 @@ class Tokenizer:
         return Detokenizer(self, self.special_ids - kept if skip_special else frozenset())
 
     @cached_property
-    def longest(self) -> int:
-        """Characters of the longest token."""
-        lengths = [0]
-        for id in range(self.vocab_size):
-            with suppress(PromptError):  # a folder's tokenizer may skip numbers
-                lengths.append(len(self.token_text(id)))
-        return max(lengths)
+    def longest(self) -> int | None:
+        """The most characters of a text that a token stands for; None where a tokenizer.json may turn more into it."""
+        if isinstance(self._encoder, LibraryEncoder):
+            return None
+        return max(len(self.token_text(id)) for id in range(self.vocab_size))
 
     def token_text(self, id: int) -> str:
         """A token as the vocabulary spells it: '▁the', '<0x0A>'. Raises PromptError."""

@@ -19,7 +19,7 @@ SUFFIXES = {
     ".java", ".kt", ".swift", ".rb", ".sh", ".sql", ".html", ".css", ".toml", ".yaml", ".yml",
 }  # fmt: skip
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "node_modules", "build"}
-_LARGEST = 2_000_000  # bytes of a file; larger ones are tables rather than text
+_LARGEST = 2_000_000  # bytes of a file found in a folder; larger ones are tables rather than text
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ def python_library() -> list[Text]:
 def read_texts(paths: Sequence[Path], suffixes: set[str] = SUFFIXES) -> list[Text]:
     """The texts of files, and of all files below folders that have one of the suffixes; in order of their names.
 
-    A line of a .jsonl file is a string, or an object with "text" or with "messages" of {"role", "content"}. Raises
-    SettingsError for a path that is not there, a line that is none of these, or where no text is found at all.
+    Below folders, files of more than 2 MB are left out unless they are .jsonl. A line of a .jsonl file is a string, or
+    an object with "text" or with "messages" of {"role", "content"}. Raises SettingsError for a path that is not there,
+    a line that is none of these, or where no text is found at all.
     """
     check_paths(paths)
     texts: list[Text] = []
@@ -47,7 +48,7 @@ def read_texts(paths: Sequence[Path], suffixes: set[str] = SUFFIXES) -> list[Tex
         if path.is_dir():
             for file in sorted(path.rglob("*")):
                 inside = file.relative_to(path)
-                if file.suffix in suffixes and not _is_left_out(inside) and file.is_file():
+                if file.suffix in suffixes and not _is_left_out(inside) and file.is_file() and not _is_table(file):
                     texts += _read_file(file, inside.as_posix())
         else:
             texts += _read_file(path, path.name)
@@ -113,9 +114,11 @@ def _is_left_out(inside: Path) -> bool:
     return any(part in _LEFT_OUT or part.startswith((".", "config-")) for part in inside.parts)
 
 
+def _is_table(file: Path) -> bool:
+    return file.stat().st_size > _LARGEST and file.suffix != ".jsonl"
+
+
 def _read_file(file: Path, name: str) -> Iterator[Text]:
-    if file.stat().st_size > _LARGEST and file.suffix != ".jsonl":
-        return
     try:
         content = file.read_text("utf-8")
     except UnicodeDecodeError:

@@ -53,8 +53,6 @@ def pretrain(
     if done:
         optimiser.adam.load_state_dict(done.adam)
         steps, before = done.steps, done.seconds
-        for _ in range(steps):
-            windows.batch(sequences)  # which that run has drawn
     start = saved = time.perf_counter()
 
     def seconds() -> float:

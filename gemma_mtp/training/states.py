@@ -76,7 +76,7 @@ class Recipe:
             given, temperature = 1, 1.0
         elif not self.is_read(number):
             ends = np.flatnonzero(tokens == end)
-            most = self.length // (8 if number % 24 < 12 else 2)  # 12: the ways below meet both, and all places of four
+            most = self.length // (8 if number % 24 < 12 else 2)  # 12: all ways and all places of four meet both
             given = min(most, int(ends[0]) if len(ends) and ends[0] else self.length)
         seed = self.seed * 1_000_003 + number
         return given, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, logprobs=TOP)

@@ -264,7 +264,9 @@ void Plan::remember(int layer, BufferId k, BufferId v) {
 }
 
 BufferId Plan::attend(BufferId q, int layer, const KvLayer& shape, float scale, int64_t behind) {
-    if (shape.head_dim < 1 || shape.head_dim % kKvBlock || shape.kv_heads < 1 || get(q).width % shape.head_dim || (get(q).width / shape.head_dim) % shape.kv_heads)
+    if (shape.head_dim < 1 || shape.head_dim % kKvBlock || shape.kv_heads < 1)
+        throw InputError("attention needs KV heads, of a size that is a multiple of 32");
+    if (get(q).width % shape.head_dim || (get(q).width / shape.head_dim) % shape.kv_heads)
         throw InputError("query heads must be a multiple of the KV heads, of the same size");
     const BufferId id = make(get(q).width, Rows::Pass);
     auto op = std::make_unique<AttendOp>();

@@ -73,8 +73,8 @@ def test_a_drafter_drafts_the_same(tmp_path: Path, kind: str, centroids: bool) -
 def test_the_demo_is_the_same_packed(demo: Model, tmp_path: Path) -> None:
     out = tmp_path / "demo.safetensors"
     convert(resolve("demo"), out, PACKED)
-    model = Model.load(out, threads=2)
-    assert model.name == demo.name
+    model = Model.load(out, drafter="demo", threads=2)
+    assert (model.name, model.drafter_name) == (demo.name, demo.drafter_name)
     text = "def double(numbers):\n    result = []\n    for number in numbers:\n        result."
     ids = demo.tokenize(text)
     assert model.tokenize(text) == ids

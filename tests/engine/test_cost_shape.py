@@ -1,6 +1,7 @@
 """The cost of passes, measured on an engine whose time is given."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ class Timed:
     ):
         layer = SimpleNamespace(experts=None if expert is None else "some")
         self.config, self.max_depth, self.expert = SimpleNamespace(vocab=100, layers=[layer]), max_depth, expert
-        self.context = 1000
+        self.context, self.lock = 1000, nullcontext()
         self.now, self.passes, self.scale, self.open, self.disturbed = 0.0, 0, scale, 0, disturbed
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
 
@@ -118,6 +119,14 @@ def test_no_pass_is_longer_than_the_context(monkeypatch: pytest.MonkeyPatch, con
     measured = measured_shape(engine)
     assert (measured is None) == (context < 3)  # which leaves one width or none
     assert measured is None or (measured.shape.prompt is None) == (context < 18)
+
+
+def test_what_a_small_context_leaves_out_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = Timed(monkeypatch)
+    engine.context = 8
+    assert cost_shape(engine, "key", tmp_path).prompt is None
+    engine.context = 1000
+    assert cost_shape(engine, "key", tmp_path) == measured_shape(Timed(monkeypatch)).shape
 
 
 def test_a_prompt_that_costs_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

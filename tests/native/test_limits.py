@@ -13,7 +13,7 @@ from gemma_mtp.engine.engine import Engine
 THREADS = """
 import resource
 from gemma_mtp import _native
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))  # room for the stacks of some hundred
+resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))  # room for the stacks of a few
 try:
     _native.ThreadPool(1024)
 except _native.InputError as error:
@@ -28,7 +28,7 @@ def test_layers_that_no_kernel_is_for(layer: tuple[int, int, int]) -> None:
     _native.KvCache("f16", [(1, 64, 0), (0, 64, 0)], 256)
 
 
-def test_a_pass_that_finds_no_memory_takes_none() -> None:
+def test_a_sequence_that_finds_no_memory_takes_none() -> None:
     checkpoint = open_checkpoint(resolve("demo"))
     engine = Engine(checkpoint.config, checkpoint.weights, threads=1, context=512)
     engine.limit_memory(engine.memory_for(1) - 1)  # enough for the first layers' page, not for the others'

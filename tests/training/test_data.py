@@ -32,6 +32,13 @@ def test_a_line_of_another_kind_is_an_error_that_says_where(tmp_path: Path, line
         read_texts([tmp_path])
 
 
+def test_a_large_file_is_read_where_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "large.txt").write_text("word " * 500_000)
+    (tmp_path / "small.txt").write_text("word")
+    assert [text.name for text in read_texts([tmp_path])] == ["small.txt"]
+    assert len(read_texts([tmp_path / "large.txt"])[0].content) == 2_500_000
+
+
 def test_no_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="There is no data at"):
         read_texts([tmp_path / "none"])

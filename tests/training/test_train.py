@@ -214,6 +214,10 @@ def test_the_command_states_its_plan_and_keeps_what_there_is_on_ctrl_c(
     planned = CliRunner().invoke(app, [*options, "--plan"])
     assert planned.exit_code == 0
     assert "Disk" in planned.output
+    several = CliRunner().invoke(app, [*options[:5], __file__, *options[5:], "--plan"])  # as a shell's *.py gives them
+    assert f"{settings.data[0]}, {__file__}" in several.output
+    stray = CliRunner().invoke(app, ["train", "--target", settings.target, __file__, "--out", str(tmp_path / "d")])
+    assert "Give data after --data" in str(stray.exception)
     assert not (tmp_path / "d").exists()
     compute = distill.total_loss
     calls: list[int] = []
