@@ -15,8 +15,8 @@ _NAME = re.compile(r"[^\s{}:]+")  # what the parser reads as the name of a funct
 _MOST_RULES = 10_000  # larger grammars take seconds and gigabytes
 _BARE_KEY = re.compile(r"[^\s{}\[\]:,\"<|]+")
 
-# What any value may be, where a schema says no more. Text is whatever does not spell out the mark at its end; numbers are
-# none too large for whoever reads them.
+# What any value may be, where a schema says no more. Text is whatever does not spell out the mark at its end, and
+# numbers are none too large for whoever reads them.
 _VALUES = r"""
 any: string | NUMBER | "true" | "false" | "null" | list | object
 list: "[" (any ("," any)*)? "]"
