@@ -2,13 +2,15 @@
 
     python benchmarks/acceptance.py [DRAFTER...]
 
-On the nine kinds of prompt that `gemma-mtp bench --mtp` has, sampled with three seeds, and on more: 64 of those that
-the shipped drafter's trainings were not given (training/data.py: split). Prints acceptance at depths 1 to 3, and how
-many drafts of depth 1 there were.
+On the nine kinds of prompt that `gemma-mtp bench --mtp` has, sampled with three seeds; on four more of each kind
+(more_of_nine_kinds.json); and on 64 like those that the shipped drafter's trainings began with, which they were not
+given (training/data.py: split). Prints acceptance at depths 1 to 3, and how many drafts of depth 1 there were.
 """
 
 import argparse
+import json
 import random
+from pathlib import Path
 
 from gemma_mtp import Model, SamplingParams
 from gemma_mtp.checkpoints.demo import DRAFTER
@@ -16,6 +18,7 @@ from gemma_mtp.prompts import NINE_KINDS
 from gemma_mtp.training.data import read_texts, split
 from gemma_mtp.training.evaluate import Acceptance, acceptance
 
+MORE = Path(__file__).with_name("more_of_nine_kinds.json")
 HELD_OUT = 64
 LONGEST = 192  # tokens of a held-out prompt
 
@@ -26,10 +29,15 @@ def main() -> None:
     for drafter in parser.parse_args().drafters:
         model = Model.load("demo", drafter=drafter)
         _, held_out = split(read_texts([DRAFTER / "prompts.jsonl", DRAFTER / "prompts-long.jsonl"]))
-        more = [model.tokenize(text.content)[:LONGEST] for text in held_out]
-        random.Random(1).shuffle(more)
+        unseen = [model.tokenize(text.content)[:LONGEST] for text in held_out]
+        random.Random(1).shuffle(unseen)
         nine = [model.tokenize(text) for text in NINE_KINDS.values()]
-        for name, prompts, tokens, seeds in (("nine kinds", nine, 128, 3), ("held out", more[:HELD_OUT], 96, 1)):
+        more = [model.tokenize(text) for texts in json.loads(MORE.read_text("utf-8")).values() for text in texts]
+        for name, prompts, tokens, seeds in (
+            ("nine kinds", nine, 128, 3),
+            ("more of them", more, 128, 1),
+            ("held out", unseen[:HELD_OUT], 96, 1),
+        ):
             show(drafter, f"{name}, greedy", acceptance(model, prompts, SamplingParams(max_tokens=tokens), loops=False))
             runs = [
                 SamplingParams(max_tokens=tokens, temperature=1.0, top_k=64, top_p=0.95, seed=100 * seed)

@@ -305,7 +305,7 @@ void test_sampling() {
 // Sequences of four texts come, grow, share pages and go: what one adopts is its own text's, and memory stays bounded.
 void test_shared_pages() {
     constexpr int64_t kContext = 640, kRows = 96, kRollback = 32;
-    KvCache cache(KvType::F32, {{1, 16, kWindow}, {1, 16, 0}, {1, 16, 150}}, kContext, kRollback, 0);
+    KvCache cache(KvType::F32, {{1, 32, kWindow}, {1, 32, 0}, {1, 32, 150}, {0, 32, 0}}, kContext, kRollback, 0);
     const int64_t limit = 2 * cache.bytes_for(kContext, kRows);
     cache.set_limit(limit);
     auto names = [](int text, int64_t first, int64_t end) {
