@@ -153,8 +153,8 @@ def _gemma4_layers(
 def _common(keys: Keys, top: Keys, tensors: Mapping[str, TensorInfo], source: object, hidden: int) -> dict[str, Any]:
     """The values that both families have in the same place."""
     vocab = _shape(tensors, "token_embd.weight", source)[0]
-    tokens = top.get("tokenizer.ggml.tokens", ())
-    if isinstance(tokens, Sized) and len(tokens) not in (0, vocab):
+    tokens = top.get("tokenizer.ggml.tokens") if top.has("tokenizer.ggml.tokens") else None
+    if isinstance(tokens, Sized) and len(tokens) != vocab:
         raise CheckpointError(f"{source} has embeddings of {vocab} tokens, but a vocabulary of {len(tokens)}.")
     ends = [top.integer("tokenizer.ggml.eos_token_id", 1, low=0)]
     for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,10 +72,8 @@ class Packer:
         layout, kind = self.form(name, tensor)
         if layout == "split":
             rows, cols = _rows(tensor), tensor.shape[-1]
-            try:
+            with _undamaged(tensor):
                 return _native.Weight.pack_head(tensor.data, rows, cols, self._pool, partial(_release, tensor))
-            except _native.InputError as fault:
-                raise CheckpointError(f"{tensor.file.path} has a damaged tensor '{tensor.name}': {fault}.") from None
         return self._pack(tensor, tensor.data, _rows(tensor), kind, partial(_release, tensor))
 
     def by_centroid(self, tensor: TensorInfo, tokens: NDArray[np.int64]) -> _native.Weight:
@@ -136,10 +135,17 @@ def read_rows(tensor: TensorInfo, first: int, count: int) -> NDArray[np.float32]
 def _mapped(tensor: TensorInfo, rows: int | None = None) -> _native.Weight:
     """A matrix used where it lies in its file."""
     rows, cols = rows or _rows(tensor), tensor.shape[-1]
-    try:
+    with _undamaged(tensor):
         if tensor.layout == "split":
             return _native.Weight.map_head(tensor.data, rows, cols)
         return _native.Weight.mapped(tensor.type, tensor.data, rows, cols)
+
+
+@contextmanager
+def _undamaged(tensor: TensorInfo) -> Iterator[None]:
+    """Makes what the kernels do not take the fault of the tensor that it is."""
+    try:
+        yield
     except _native.InputError as fault:
         raise CheckpointError(f"{tensor.file.path} has a damaged tensor '{tensor.name}': {fault}.") from None
 

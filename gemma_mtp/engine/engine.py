@@ -20,7 +20,7 @@ from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import Memory, Part, choosing, logprob_of, one_at_a_time
+from gemma_mtp.engine.interface import Memory, Part, choosing, choosing_by, logprob_of, one_at_a_time
 from gemma_mtp.engine.prefixes import PAGE, page_names
 from gemma_mtp.errors import CheckpointError, PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
@@ -320,15 +320,4 @@ def _refusing() -> Iterator[None]:
 
 
 def _native_params(params: SamplingParams) -> _native.SampleParams:
-    return _native.SampleParams(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        seed=params.seed,
-        logprobs=params.logprobs,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=params.biases,
-    )
+    return _native.SampleParams(**choosing_by(params))

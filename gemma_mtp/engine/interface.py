@@ -56,6 +56,22 @@ def logprob_of(logit: float, largest: float, of_largest: float) -> float:
     return float(np.float32(logit) - np.float32(largest) + np.float32(of_largest))
 
 
+def choosing_by(params: SamplingParams) -> dict[str, Any]:
+    """What the native sampler is told of the settings."""
+    return {
+        "temperature": params.temperature,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "seed": params.seed,
+        "logprobs": params.logprobs,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "logit_bias": params.biases,
+    }
+
+
 @contextmanager
 def choosing() -> Iterator[None]:
     """Makes of logits by which no token can be chosen the fault of the checkpoint that it is."""

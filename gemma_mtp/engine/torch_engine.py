@@ -17,7 +17,7 @@ from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
 from gemma_mtp.decoding.grammar import Masks
 from gemma_mtp.decoding.progress import PROMPT_CHUNK, Rows, TokenLogprobs
 from gemma_mtp.decoding.sampling import SamplingParams
-from gemma_mtp.engine.interface import choosing, logprob_of, one_at_a_time
+from gemma_mtp.engine.interface import choosing, choosing_by, logprob_of, one_at_a_time
 from gemma_mtp.errors import PromptError, SettingsError
 from gemma_mtp.models.assistant import draft_step
 from gemma_mtp.models.decoder import Decoded, decode
@@ -243,16 +243,7 @@ class TorchEngine:
             return self._sampler.sample(
                 logits,
                 position,
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                repetition_penalty=params.repetition_penalty,
-                seed=params.seed,
-                logprobs=params.logprobs,
-                presence_penalty=params.presence_penalty,
-                frequency_penalty=params.frequency_penalty,
-                logit_bias=params.biases,
+                **choosing_by(params),
                 seen=seen if params.counts else [],
                 drafted=drafted if params.counts else [],
                 prompt=prompt,
