@@ -25,6 +25,32 @@ template <Span span> inline const int16_t* pair_sums(const QuantBlock& a) {
     return span == Span::All32 ? a.whole : a.half[span == Span::Last16];
 }
 
+// Fills in the sums of a block's q.
+#if defined(GMTP_ISA_avx512) || defined(GMTP_ISA_avx2)
+// Of 16 q as they were stored, for a load across two stores would wait: the sums of neighbours, of those four apart, and of
+// all such, so that every 32 bits hold the sum of columns with column % 4 < 2 and that of the others.
+inline __m128i sum_pairs(const int8_t* q) {
+    __m128i s = _mm_maddubs_epi16(_mm_set1_epi8(1), _mm_loadu_si128((const __m128i*)q));
+    s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xB1));
+}
+inline void sum_block(QuantBlock& b) {
+    const __m128i first = sum_pairs(b.q), last = sum_pairs(b.q + 16), whole = _mm_add_epi16(first, last);
+    _mm_storel_epi64((__m128i*)b.half, _mm_unpacklo_epi32(first, last));
+    _mm_storeu_si32(b.whole, whole);
+    b.sum = (float)_mm_cvtsi128_si32(_mm_madd_epi16(whole, _mm_set1_epi16(1)));
+}
+#else
+inline void sum_block(QuantBlock& b) {
+    int sums[2][2] = {};
+    for (int c = 0; c < kBlock; c++) sums[c / 16][c / 2 % 2] += b.q[c];
+    for (int h = 0; h < 2; h++)
+        for (int i = 0; i < 2; i++) b.half[h][i] = (int16_t)sums[h][i];
+    for (int i = 0; i < 2; i++) b.whole[i] = (int16_t)(sums[0][i] + sums[1][i]);
+    b.sum = (float)(b.whole[0] + b.whole[1]);
+}
+#endif
+
 #if defined(GMTP_ISA_avx512)
 
 struct Bytes { __m512i v; };

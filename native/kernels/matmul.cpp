@@ -17,9 +17,7 @@ void round_block(f32x16 x0, f32x16 x1, float inverse, float scale, QuantBlock& o
     store_bytes(out.q, to_int(x0 * set1(inverse)));
     store_bytes(out.q + 16, to_int(x1 * set1(inverse)));
     out.scale = scale;
-    for (int c = 0; c < kBlock; c++) out.half[c / 16][c / 2 % 2] = (int16_t)(out.half[c / 16][c / 2 % 2] + out.q[c]);
-    for (int i = 0; i < 2; i++) out.whole[i] = (int16_t)(out.half[0][i] + out.half[1][i]);
-    out.sum = (float)(out.whole[0] + out.whole[1]);
+    sum_block(out);
 }
 
 // What is left of 16 values once their multiples of scale are taken away.

@@ -7,7 +7,7 @@
 namespace gmtp {
 
 // How an op's work is split. Ops that share by rows give row r to thread r mod threads, so that a chain of them needs no
-// barrier; the others hand out pieces as threads come for them.
+// barrier; the others share a loop over pieces.
 enum class Share : uint8_t { PassRows, OutputRows, Pieces };
 
 struct Run {
@@ -18,7 +18,7 @@ struct Run {
     const MatmulKernels& matmul;
     const SamplingKernels& sampling;
     int thread;
-    std::atomic<int64_t>& next;  // of this op, for handing out pieces
+    Loop loop;  // of this op
 
     int rows(const Buffer& b) const {
         return (b.rows == Rows::Pass ? pass.rows : static_cast<int>(pass.outputs.size())) * b.per_row;
@@ -27,18 +27,16 @@ struct Run {
     template <class F> void each_row(const Buffer& b, F&& body) const {
         for (int r = thread, n = rows(b); r < n; r += pool.size()) body(r);
     }
-    template <class F> void each_piece(int64_t count, F&& body) const {
-        ThreadPool::share(next, count, 1, [&](int64_t piece, int64_t) { body(piece); });
-    }
     // body(begin, end): stretches of [0, count) that begin at a multiple of `chunk`.
-    template <class F> void each_stretch(int64_t count, int64_t chunk, F&& body) const {
-        ThreadPool::share_stretches(next, count, chunk, pool.size(), body);
-    }
+    template <class F> void each_stretch(int64_t count, int64_t chunk, F&& body) const { loop.run(thread, count, chunk, body); }
     // The same, chunk by chunk.
     template <class F> void each_chunk(int64_t count, int64_t chunk, F&& body) const {
         each_stretch(count, chunk, [&](int64_t begin, int64_t end) {
             for (; begin < end; begin += chunk) body(begin, std::min(begin + chunk, end));
         });
+    }
+    template <class F> void each_piece(int64_t count, F&& body) const {
+        each_chunk(count, 1, [&](int64_t piece, int64_t) { body(piece); });
     }
     // To be called once columns [begin, end) of a row are written; begin is a multiple of 32.
     void wrote(const Buffer& b, int64_t row, int64_t begin, int64_t end) const {

@@ -327,11 +327,9 @@ void Plan::run(Pass& pass) {
     if (!finished_) throw InputError("a plan must be finished before it runs");
     if (pass.rows < 1 || pass.rows > max_rows_) throw InputError("a pass must have between 1 and " + std::to_string(max_rows_) + " rows");
     if (static_cast<int>(pass.outputs.size()) > max_outputs_) throw InputError("a pass can have at most " + std::to_string(max_outputs_) + " outputs");
-    if (!next_) next_ = std::make_unique<std::atomic<int64_t>[]>(ops_.size());
-    for (size_t i = 0; i < ops_.size(); i++) {
-        next_[i].store(0, std::memory_order_relaxed);
-        ops_[i]->prepare(pass);
-    }
+    if (!loops_) loops_ = std::make_unique<Loops>(pool_->size(), ops_.size());
+    loops_->reset();
+    for (const auto& op : ops_) op->prepare(pass);
     pass.experts_read = 0;
     seconds_.resize(ops_.size());
     using Clock = std::chrono::steady_clock;
@@ -339,7 +337,7 @@ void Plan::run(Pass& pass) {
         auto before = profiling_ && thread == 0 ? Clock::now() : Clock::time_point{};
         for (size_t i = 0; i < ops_.size(); i++) {
             if (ops_[i]->barrier) pool_->barrier();
-            ops_[i]->run({*this, pass, *pool_, *kernels_.layer, *kernels_.matmul, *kernels_.sampling, thread, next_[i]});
+            ops_[i]->run({*this, pass, *pool_, *kernels_.layer, *kernels_.matmul, *kernels_.sampling, thread, (*loops_)[i]});
             if (profiling_ && thread == 0) {
                 auto now = Clock::now();
                 seconds_[i] += std::chrono::duration<double>(now - before).count();

@@ -2,13 +2,11 @@
 // cut into passes and spread over threads, and after drafts that are taken back. Built to be run under the sanitizers.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
+#include "check.h"
 #include "gmtp/drafter.h"
-#include "gmtp/error.h"
 #include "gmtp/lookup.h"
 #include "gmtp/runner.h"
 
@@ -20,21 +18,6 @@ constexpr int64_t kVocab = 208, kHidden = 256, kHeadDim = 32, kWidth = 512, kWin
 constexpr int kHeads = 4, kKvHeads = 2, kLayers = 2, kMaxRows = 96, kMaxOutputs = 16, kExperts = 5, kActiveExperts = 2;
 constexpr int kCentroids = 13, kActiveCentroids = 3;
 constexpr float kEps = 1e-6f;
-
-void check(bool condition, const char* what) {
-    if (condition) return;
-    std::fprintf(stderr, "FAILED: %s\n", what);
-    std::exit(1);
-}
-
-template <class F> void check_refused(F&& body, const char* what) {
-    try {
-        body();
-    } catch (const InputError&) {
-        return;
-    }
-    check(false, what);
-}
 
 uint32_t state = 1;
 uint32_t random_bits() { return state = state * 1664525u + 1013904223u; }

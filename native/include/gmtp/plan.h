@@ -138,7 +138,7 @@ private:
     std::vector<std::shared_ptr<uint8_t[]>> arena_;
     size_t arena_bytes_ = 0;
     bool finished_ = false;
-    std::unique_ptr<std::atomic<int64_t>[]> next_;  // [op]: the next piece to hand out
+    std::unique_ptr<Loops> loops_;  // [op]
     std::vector<uint8_t> touched_;  // per buffer and cache layer: accesses since the last barrier
     std::vector<double> seconds_;
     bool profiling_ = false;

@@ -218,20 +218,38 @@ inline i32x16 load_bytes(const int8_t* p) { i32x16 r; GMTP_LANES r.v[i] = p[i]; 
 #endif
 
 // Sum and maximum over the lanes, halving 16 -> 8 -> 4 -> 2 -> 1: the same tree in every build.
+#if defined(GMTP_ISA_avx2) || defined(GMTP_ISA_avx512)
+#if defined(GMTP_ISA_avx2)
+inline __m256 low_half(f32x16 a) { return a.lo; }
+inline __m256 high_half(f32x16 a) { return a.hi; }
+#else
+inline __m256 low_half(f32x16 a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 high_half(f32x16 a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#endif
 inline float sum(f32x16 a) {
-    float lanes[16];
-    store(lanes, a);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
+    const __m256 eight = _mm256_add_ps(low_half(a), high_half(a));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 inline float max_lane(f32x16 a) {
-    float lanes[16];
-    store(lanes, a);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
+    const __m256 eight = _mm256_max_ps(low_half(a), high_half(a));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+#else
+inline float sum(f32x16 a) {
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) a.v[i] += a.v[i + width];
+    return a.v[0];
+}
+inline float max_lane(f32x16 a) {
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
+    return a.v[0];
+}
+#endif
 
 // e^x to 2 ulp. Cody-Waite reduction to |r| <= ln2/2, then the Taylor polynomial of degree 7; 0 below -87, clamped at 88.
 inline f32x16 exp(f32x16 x) {

@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "gmtp/loop.h"
+
 namespace gmtp {
 
 class ThreadPool {
@@ -26,30 +28,14 @@ public:
     // Inside a job: waits until every thread has come here.
     void barrier();
 
-    // Inside a job: hands out [0, count) in chunks, dynamically; `next` must have been reset to 0 before a barrier.
-    template <class F> static void share(std::atomic<int64_t>& next, int64_t count, int64_t chunk, F&& body) {
-        for (;;) {
-            int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-            if (begin >= count) return;
-            body(begin, begin + chunk < count ? begin + chunk : count);
-        }
-    }
-
-    // Hands out [0, count) in stretches of whole chunks, long ones first: a walk over memory that is seldom broken off is
-    // read at full speed, and the short last ones let all threads end together.
-    template <class F> static void share_stretches(std::atomic<int64_t>& next, int64_t count, int64_t chunk, int threads, F&& body) {
-        for (int64_t begin = next.load(std::memory_order_relaxed); begin < count; begin = next.load(std::memory_order_relaxed)) {
-            const int64_t chunks = (count - begin + chunk - 1) / chunk / (2 * threads);
-            const int64_t end = begin + (chunks > 1 ? chunks : 1) * chunk;
-            if (!next.compare_exchange_strong(begin, end, std::memory_order_relaxed)) continue;
-            body(begin, end < count ? end : count);
-        }
-    }
-
     // A whole job that is one shared loop.
     template <class F> void parallel_for(int64_t count, int64_t chunk, F&& body) {
-        std::atomic<int64_t> next{0};
-        run([&](int) { share(next, count, chunk, body); });
+        Loops loops(size(), 1);
+        run([&](int thread) {
+            loops[0].run(thread, count, chunk, [&](int64_t begin, int64_t end) {
+                for (; begin < end; begin += chunk) body(begin, std::min(begin + chunk, end));
+            });
+        });
     }
 
 private:
