@@ -38,7 +38,8 @@ inline void sum_block(QuantBlock& b) {
     const __m128i first = sum_pairs(b.q), last = sum_pairs(b.q + 16), whole = _mm_add_epi16(first, last);
     _mm_storel_epi64((__m128i*)b.half, _mm_unpacklo_epi32(first, last));
     _mm_storeu_si32(b.whole, whole);
-    b.sum = (float)_mm_cvtsi128_si32(_mm_madd_epi16(whole, _mm_set1_epi16(1)));
+    const int sum = _mm_cvtsi128_si32(_mm_madd_epi16(whole, _mm_set1_epi16(1)));
+    b.sum = (float)sum, b.bias_8 = -8 * sum;
 }
 #else
 inline void sum_block(QuantBlock& b) {
@@ -47,7 +48,8 @@ inline void sum_block(QuantBlock& b) {
     for (int h = 0; h < 2; h++)
         for (int i = 0; i < 2; i++) b.half[h][i] = (int16_t)sums[h][i];
     for (int i = 0; i < 2; i++) b.whole[i] = (int16_t)(sums[0][i] + sums[1][i]);
-    b.sum = (float)(b.whole[0] + b.whole[1]);
+    const int sum = b.whole[0] + b.whole[1];
+    b.sum = (float)sum, b.bias_8 = -8 * sum;
 }
 #endif
 
@@ -72,6 +74,11 @@ template <int bits, int bias> struct Dots {
     static Weights prepare(Bytes w) { return w; }
     template <Span span> static Dots start(const QuantBlock& a) {
         if (!bias) return {_mm512_setzero_si512()};
+        if constexpr (span == Span::All32 && bias >= 8) {
+            const __m512i eight = _mm512_set1_epi32(a.bias_8);
+            if constexpr (bias == 8) return {eight};
+            return {_mm512_slli_epi32(eight, __builtin_ctz(bias / 8))};
+        }
         int32_t pair;
         memcpy(&pair, pair_sums<span>(a), 4);
         return {_mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi16(-bias), _mm512_set1_epi32(pair))};

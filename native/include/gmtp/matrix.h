@@ -53,6 +53,7 @@ struct QuantBlock {
     float sum;             // of all 32 q; an integer
     int16_t half[2][2];    // over columns 16 h .. 16 h + 15 of the block: those with column % 4 < 2, then the others
     int16_t whole[2];      // half[0] + half[1]
+    int32_t bias_8;        // -8 times the sum of all q: what a bias of 8 adds to a dot product
 };
 
 // The rows of a pass as a matmul reads them: `cols` floats a row, or the same quantised, in one digit or in two, of which
