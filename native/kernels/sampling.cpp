@@ -33,12 +33,13 @@ inline float below(float x) {
     return x;
 }
 
-void lane_maxima(const float* logits, int64_t n, float* maxima) {
+void lane_maxima(const float* logits, int64_t n, float* maxima, float* block_maxima) {
     for (int64_t block = 0; block < n; block += kSampleBlock) {
         int64_t end = block + kSampleBlock < n ? block + kSampleBlock : n;
         f32x16 best = set1(-__builtin_inff());
         for (int64_t i = block; i < end; i += 16) best = max(load_logits(logits, i, n), best);
         store(maxima + block / kSampleBlock * 16, best);
+        block_maxima[block / kSampleBlock] = max_lane(best);
     }
 }
 

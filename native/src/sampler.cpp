@@ -26,23 +26,18 @@ struct Row {
 
     Row(const SamplingKernels& kernels, const float* logits, int64_t vocab, Scratch& scratch)
         : kernels(kernels), logits(logits), vocab(vocab), scratch(scratch) {
-        scratch.maxima.resize(blocks() * 16);
-        kernels.lane_maxima(logits, vocab, scratch.maxima.data());
-        for (float m : scratch.maxima) largest = std::max(largest, m);
+        scratch.maxima.resize(blocks() * 16), scratch.block_maxima.resize(blocks());
+        kernels.lane_maxima(logits, vocab, scratch.maxima.data(), scratch.block_maxima.data());
+        for (float m : scratch.block_maxima) largest = std::max(largest, m);
         if (!std::isfinite(largest))
             throw InputError("The model's logits are not finite: its checkpoint is damaged, or its values overflow the type it runs in.");
     }
 
     int64_t blocks() const { return (vocab + kSampleBlock - 1) / kSampleBlock; }
 
-    float block_maximum(int64_t block) const {
-        const float* lanes = scratch.maxima.data() + 16 * block;
-        return *std::max_element(lanes, lanes + 16);
-    }
-
     int32_t argmax() const {
         for (int64_t block = 0;; block++) {
-            if (block_maximum(block) < largest) continue;
+            if (scratch.block_maxima[block] < largest) continue;
             for (int64_t i = block * kSampleBlock;; i++)
                 if (logits[i] == largest) return static_cast<int32_t>(i);
         }
@@ -50,29 +45,37 @@ struct Row {
 
     // All tokens with logits >= floor, in the order of their ids, into scratch.found.
     void collect(float floor) {
-        auto& found = scratch.found;
-        found.logits.resize(vocab);
-        found.ids.resize(vocab);
+        auto& [values, ids] = scratch.found;
         int64_t count = 0;
         for (int64_t block = 0; block < blocks(); block++) {
-            if (block_maximum(block) < floor) continue;
+            if (scratch.block_maxima[block] < floor) continue;
+            if (const int64_t room = count + kSampleBlock; room > static_cast<int64_t>(values.size()))
+                values.resize(2 * room), ids.resize(2 * room);
             count += kernels.collect(logits, block * kSampleBlock, std::min((block + 1) * kSampleBlock, vocab), floor,
-                                     found.logits.data() + count, found.ids.data() + count);
+                                     values.data() + count, ids.data() + count);
         }
-        found.logits.resize(count);
-        found.ids.resize(count);
+        values.resize(count), ids.resize(count);
     }
 
     // The first `count` tokens of the ranking (fewer if fewer are above -inf), into scratch.kept.
     // Each of `count` groups with the largest maxima holds a token at least as large as the smallest of those maxima,
-    // so that maximum is a floor no wanted token lies under.
+    // so that maximum is a floor no wanted token lies under. It is looked for in the blocks that can hold such groups.
     void rank(int64_t count) {
         auto& maxima = scratch.ranked_maxima;
+        const auto smallest_of_best = [&] {
+            std::nth_element(maxima.begin(), maxima.begin() + (count - 1), maxima.end(), std::greater<>());
+            return maxima[count - 1];
+        };
         float floor = std::numeric_limits<float>::lowest();
         if (count < static_cast<int64_t>(scratch.maxima.size())) {
-            maxima = scratch.maxima;
-            std::nth_element(maxima.begin(), maxima.begin() + (count - 1), maxima.end(), std::greater<>());
-            floor = std::max(floor, maxima[count - 1]);
+            float least = -kInfinity;
+            if (count <= blocks()) maxima = scratch.block_maxima, least = smallest_of_best();
+            maxima.clear();
+            for (int64_t block = 0; block < blocks(); block++)
+                if (scratch.block_maxima[block] >= least)
+                    for (int64_t i = 16 * block; i < 16 * (block + 1); i++)
+                        if (scratch.maxima[i] >= least) maxima.push_back(scratch.maxima[i]);
+            floor = std::max(floor, smallest_of_best());
         }
         collect(floor);
         rank_found(count);

@@ -62,7 +62,7 @@ struct Candidates {
 
 // Memory that a caller keeps between calls, one per thread, so that sampling allocates nothing in steady state.
 struct Scratch {
-    std::vector<float> row, maxima, ranked_maxima, weights;
+    std::vector<float> row, maxima, block_maxima, ranked_maxima, weights;
     std::vector<double> bands;
     std::vector<int32_t> order, seen;
     Candidates found, kept;
@@ -85,8 +85,9 @@ constexpr int64_t kSampleBlock = 1024;  // logits whose maxima are kept lane by 
 
 // The vector part, compiled once per instruction set; every build gives the same bits.
 struct SamplingKernels {
-    // maxima[16 * block + lane]: the largest of logits[1024 * block + 16 * j + lane]; NaN is passed over.
-    void (*lane_maxima)(const float* logits, int64_t n, float* maxima);
+    // maxima[16 * block + lane]: the largest of logits[1024 * block + 16 * j + lane]; NaN is passed over. block_maxima: of
+    // whole blocks.
+    void (*lane_maxima)(const float* logits, int64_t n, float* maxima, float* block_maxima);
     // Appends the logits >= floor of [begin, end) to values and ids (room for end - begin), in order; returns how many.
     int64_t (*collect)(const float* logits, int64_t begin, int64_t end, float floor, float* values, int32_t* ids);
     // out[i] = exp((logits[i] - shift) * scale).
