@@ -58,6 +58,7 @@ inline void sum_block(QuantBlock& b) {
 struct Bytes { __m512i v; };
 
 inline Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store(uint8_t* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
 inline Bytes operator&(Bytes a, uint8_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi8((char)mask))}; }
 inline Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int n> inline Bytes shift_right(Bytes a) { return {_mm512_srli_epi16(a.v, n)}; }  // bits cross bytes: mask after
@@ -101,6 +102,7 @@ struct Bytes { __m256i lo, hi; };
 inline Bytes load_bytes(const uint8_t* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
 }
+inline void store(uint8_t* p, Bytes a) { _mm256_storeu_si256((__m256i*)p, a.lo), _mm256_storeu_si256((__m256i*)(p + 32), a.hi); }
 inline Bytes operator&(Bytes a, uint8_t mask) {
     const __m256i m = _mm256_set1_epi8((char)mask);
     return {_mm256_and_si256(a.lo, m), _mm256_and_si256(a.hi, m)};
@@ -179,6 +181,7 @@ struct Bytes { uint8_t v[64]; };
 
 #define GMTP_BYTES for (int i = 0; i < 64; i++)
 inline Bytes load_bytes(const uint8_t* p) { Bytes r; memcpy(r.v, p, 64); return r; }
+inline void store(uint8_t* p, const Bytes& a) { memcpy(p, a.v, 64); }
 inline Bytes operator&(Bytes a, uint8_t mask) { GMTP_BYTES a.v[i] &= mask; return a; }
 inline Bytes operator|(Bytes a, Bytes b) { GMTP_BYTES a.v[i] |= b.v[i]; return a; }
 template <int n> inline Bytes shift_right(Bytes a) { GMTP_BYTES a.v[i] = (uint8_t)(a.v[i] >> n); return a; }

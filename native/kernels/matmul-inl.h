@@ -26,6 +26,13 @@ struct Affine {
     f32x16 scale, offset;
 };
 
+template <class W> inline void unpack_block(const uint8_t* planes, uint8_t* bytes) {
+    store(bytes, W::template codes<0>(planes)), store(bytes + 256, W::template codes<4>(planes));
+    store(bytes + 64, W::template codes<1>(planes)), store(bytes + 320, W::template codes<5>(planes));
+    store(bytes + 128, W::template codes<2>(planes)), store(bytes + 384, W::template codes<6>(planes));
+    store(bytes + 192, W::template codes<3>(planes)), store(bytes + 448, W::template codes<7>(planes));
+}
+
 // Vector v of a block, against T rows.
 template <class W, int v, int T> inline void add_vector(const uint8_t* planes, const QuantBlock* a, int64_t stride,
                                                         typename W::Dots* dots) {
@@ -85,22 +92,43 @@ template <class W, Span span, int T> inline void add_dots(const uint8_t* planes,
     }
 }
 
-// Where a group's scales and planes are, and what follows of the matrix.
+// A group: where its scales and its codes are, and what of the matrix is to be fetched.
 struct Group {
     const uint8_t *scales, *planes, *ahead;
 };
 
-template <class W, int T> void tile(const Group& group, int64_t blocks, const QuantBlock* a, int64_t stride, int digits,
-                                    float* out, int64_t out_stride) {
+// What walks of several tiles over the same columns share: the codes, a byte each.
+template <class W> struct Bytewise : W {
+    static constexpr int bits = 8;
+    template <int v> static Bytes codes(const uint8_t* bytes) { return load_bytes(bytes + 64 * v); }
+};
+template <class W> constexpr bool is_bytewise = false;
+template <class W> constexpr bool is_bytewise<Bytewise<W>> = true;
+
+template <class W> constexpr int bytes_of_block = 64 * W::bits + W::scale_bytes * kBlock / W::block;
+
+template <class W> inline void fetch_block([[maybe_unused]] const uint8_t* ahead) {
+    if constexpr (!W::is_low_part && !is_bytewise<W>)
+#pragma GCC unroll 16
+        for (int line = 0; line < bytes_of_block<W>; line += 64) __builtin_prefetch(ahead + line, 0, kSecondLevel);
+}
+
+// Blocks [begin, end) of `all` of a group.
+struct Walk {
+    int64_t begin, end, all;
+};
+
+// A walk against T rows. Between the walks that cover a bytewise group in turn, sums wait in `carried`.
+template <class W, int T> void tile(const Group& group, const Walk& walk, const QuantBlock* a, int64_t stride, int digits,
+                                    f32x16* carried, float* out, int64_t out_stride) {
     constexpr int per = W::block / kBlock;
     const uint8_t *planes = group.planes, *ahead = group.ahead;
     f32x16 acc[T];
-    for (int t = 0; t < T; t++) acc[t] = zero();
-    constexpr int bytes = 64 * W::bits + W::scale_bytes / per;
-    for (int64_t b = 0; b < blocks; b++, planes += 64 * W::bits, a++, ahead += bytes) {
-        if constexpr (!W::is_low_part)
-#pragma GCC unroll 16
-        for (int line = 0; line < bytes; line += 64) __builtin_prefetch(ahead + line, 0, kSecondLevel);
+    const int64_t begin = is_bytewise<W> ? walk.begin : 0, end = walk.end;
+    for (int t = 0; t < T; t++) acc[t] = begin ? carried[t] : zero();
+    a += begin;
+    for (int64_t b = begin; b < end; b++, planes += 64 * W::bits, a++, ahead += bytes_of_block<W>) {
+        fetch_block<W>(ahead);
         const uint8_t* scales = group.scales + b / per * W::scale_bytes;
         f32x16 sums[T];
         if constexpr (W::sub == 32) {
@@ -112,32 +140,64 @@ template <class W, int T> void tile(const Group& group, int64_t blocks, const Qu
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) acc[t] = fma(sums[t], set1(a[t * stride].scale), acc[t]);
     }
-    if (digits == 1)
+    if (is_bytewise<W> && end < walk.all)
+        for (int t = 0; t < T; t++) carried[t] = acc[t];
+    else if (digits == 1)
         for (int t = 0; t < T; t++) store(out + t * out_stride, acc[t]);
     else
         for (int t = 0; t + 1 < T; t += 2) store(out + t / 2 * out_stride, acc[t] + acc[t + 1]);
 }
 
-// One group against `rows` digits of activation rows, in tiles as equal as can be without parting the digits of a row.
-template <class W> void matmul_group(const Group& group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
-                                     int digits, float* out, int64_t out_stride) {
+// A walk with `rows` digits of activation rows, in tiles as equal as can be without parting the digits of a row.
+template <class W> void tiles(const Group& group, const Walk& walk, const QuantBlock* a, int64_t stride, int rows, int digits,
+                              f32x16* carried, float* out, int64_t out_stride) {
     static_assert(kMaxTile % 2 == 0);
-    const int64_t blocks = cols / kBlock;
     for (int tiles = (rows + kMaxTile - 1) / kMaxTile; rows; tiles--) {
         const int even_share = (rows + tiles - 1) / tiles, T = (even_share + digits - 1) / digits * digits;
         switch (T) {
-            case 1: tile<W, 1>(group, blocks, a, stride, digits, out, out_stride); break;
-            case 2: tile<W, 2>(group, blocks, a, stride, digits, out, out_stride); break;
-            case 3: tile<W, 3>(group, blocks, a, stride, digits, out, out_stride); break;
-            case 4: tile<W, 4>(group, blocks, a, stride, digits, out, out_stride); break;
-            case 5: tile<W, 5>(group, blocks, a, stride, digits, out, out_stride); break;
-            case 6: tile<W, 6>(group, blocks, a, stride, digits, out, out_stride); break;
+#define GMTP_CASE(n) \
+    case n: tile<W, n>(group, walk, a, stride, digits, carried, out, out_stride); break;
+            GMTP_CASE(1) GMTP_CASE(2) GMTP_CASE(3) GMTP_CASE(4) GMTP_CASE(5) GMTP_CASE(6)
 #if !defined(GMTP_ISA_avx2)
-            case 7: tile<W, 7>(group, blocks, a, stride, digits, out, out_stride); break;
-            case 8: tile<W, 8>(group, blocks, a, stride, digits, out, out_stride); break;
+            GMTP_CASE(7) GMTP_CASE(8)
 #endif
+#undef GMTP_CASE
         }
         a += T * stride, out += T / digits * out_stride, rows -= T;
+        if (is_bytewise<W>) carried += T;
+    }
+}
+
+// Whether tiles share codes that are unpacked once. With AVX-512 that gains nothing.
+template <class W> constexpr bool unpacks_once([[maybe_unused]] int rows) {
+#if defined(GMTP_ISA_avx512)
+    return false;
+#else
+    return W::bits != 8 && rows > (W::bits == 4 ? 2 : 1) * kMaxTile;
+#endif
+}
+
+// One group against `rows` digits of activation rows.
+template <class W> void matmul_group(const Group& group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
+                                     int digits, float* out, int64_t out_stride) {
+    const int64_t blocks = cols / kBlock;
+    if (!unpacks_once<W>(rows)) return tiles<W>(group, {0, blocks, blocks}, a, stride, rows, digits, nullptr, out, out_stride);
+    constexpr int64_t kBlocks = 64;  // unpacked at a time: 32 KB
+    constexpr int kRows = 96;        // that share it
+    alignas(64) uint8_t bytes[kBlocks * kBlock * kGroupRows];
+    f32x16 carried[kRows];
+    for (int count; rows; rows -= count, a += count * stride, out += count / digits * out_stride) {
+        count = rows < kRows ? rows : kRows;
+        const uint8_t *planes = group.planes, *ahead = group.ahead;
+        for (int64_t begin = 0, end; begin < blocks; begin = end) {
+            end = begin + kBlocks < blocks ? begin + kBlocks : blocks;
+            uint8_t* to = bytes;
+            for (int64_t b = begin; b < end; b++, planes += 64 * W::bits, ahead += bytes_of_block<W>, to += kBlock * kGroupRows) {
+                fetch_block<W>(ahead);
+                unpack_block<W>(planes, to);
+            }
+            tiles<Bytewise<W>>({group.scales, bytes, nullptr}, {begin, end, blocks}, a, stride, count, digits, carried, out, out_stride);
+        }
     }
 }
 

@@ -150,6 +150,19 @@ def test_a_row_does_not_depend_on_its_batch(weight_type, isa, digits):
         np.testing.assert_array_equal(bits(out), bits(alone[:rows]))
 
 
+@pytest.mark.parametrize("weight_type", QUANTISED)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("digits", [1, 2])
+def test_nor_on_a_batch_so_long_and_rows_so_wide_that_codes_are_unpacked_in_parts(weight_type, isa, digits):
+    rows, cols = 16, 4352
+    matrix = _native.pack(weight_type, random_tensor(weight_type, rows, cols), rows, cols)
+    x = activations(101, cols)
+    together = _native.matmul(matrix, x, isa, digits=digits)
+    for t in (0, 1, 47, 48, 95, 96, 100):
+        alone = _native.matmul(matrix, x[t : t + 1].copy(), isa, digits=digits)
+        np.testing.assert_array_equal(bits(together[t : t + 1]), bits(alone))
+
+
 @pytest.mark.parametrize("weight_type", TYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_groups_can_be_cut_anyhow(weight_type, isa):
