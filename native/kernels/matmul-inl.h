@@ -168,20 +168,9 @@ template <class W> void tiles(const Group& group, const Walk& walk, const QuantB
     }
 }
 
-// Whether tiles share codes that are unpacked once. With AVX-512 that gains nothing.
-template <class W> constexpr bool unpacks_once([[maybe_unused]] int rows) {
-#if defined(GMTP_ISA_avx512)
-    return false;
-#else
-    return W::bits != 8 && rows > (W::bits == 4 ? 2 : 1) * kMaxTile;
-#endif
-}
-
-// One group against `rows` digits of activation rows.
-template <class W> void matmul_group(const Group& group, int64_t cols, const QuantBlock* a, int64_t stride, int rows,
-                                     int digits, float* out, int64_t out_stride) {
-    const int64_t blocks = cols / kBlock;
-    if (!unpacks_once<W>(rows)) return tiles<W>(group, {0, blocks, blocks}, a, stride, rows, digits, nullptr, out, out_stride);
+// One group against `rows` digits of activation rows, whose tiles share codes that are unpacked once.
+template <class W> void matmul_unpacked(const Group& group, int64_t blocks, const QuantBlock* a, int64_t stride, int rows,
+                                        int digits, float* out, int64_t out_stride) {
     constexpr int64_t kBlocks = 64;  // unpacked at a time: 32 KB
     constexpr int kRows = 96;        // that share it
     alignas(64) uint8_t bytes[kBlocks * kBlock * kGroupRows];
@@ -201,6 +190,20 @@ template <class W> void matmul_group(const Group& group, int64_t cols, const Qua
     }
 }
 
+// Whether that is quicker than unpacking them for each tile. With AVX-512 it is not.
+#if defined(GMTP_ISA_avx512)
+template <class W> constexpr bool unpacks_once = false;
+#else
+template <class W> constexpr bool unpacks_once = W::bits != 8;
+#endif
+
+template <class W> void matmul_group(const Group& group, int64_t blocks, const QuantBlock* a, int64_t stride, int rows,
+                                     int digits, float* out, int64_t out_stride) {
+    if constexpr (unpacks_once<W>)
+        if (rows > (W::bits == 4 ? 2 : 1) * kMaxTile) return matmul_unpacked<W>(group, blocks, a, stride, rows, digits, out, out_stride);
+    tiles<W>(group, {0, blocks, blocks}, a, stride, rows, digits, nullptr, out, out_stride);
+}
+
 template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
                                float* out, int64_t out_stride) {
     const int64_t stride = x.stride / kBlock, size = (int64_t)group_bytes(w.type, w.cols);
@@ -209,7 +212,7 @@ template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, 
         const uint8_t* data = w.data + g * size;
         Group group{data, data + scales, data + scales + kPrefetchBytes};
         if constexpr (W::is_low_part) group = {w.scales + g * (int64_t)group_bytes(WeightType::Q8_HIGH, w.cols), data, nullptr};
-        matmul_group<W>(group, w.cols, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
+        matmul_group<W>(group, w.cols / kBlock, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
                         out + row0 * out_stride + g * kGroupRows, out_stride);
     }
 }

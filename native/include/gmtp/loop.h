@@ -15,26 +15,26 @@ namespace gmtp {
 // One loop over [0, count), in chunks: at most 2^32 of them.
 class Loop {
 public:
-    // What thread t has in its section: chunks [begin, end).
-    struct Section { int64_t begin, end; };
-    static Section section(int64_t chunks, int threads, int t) { return {chunks * t / threads, chunks * (t + 1) / threads}; }
-
     // Calls body(begin, end) for stretches that are this thread's; each begins at a multiple of `chunk`.
     template <class F> void run(int thread, int64_t count, int64_t chunk, F&& body) const {
         const int64_t chunks = (count + chunk - 1) / chunk;
         auto call = [&](int64_t begin, int64_t end) { body(begin * chunk, std::min(end * chunk, count)); };
-        const Section own = section(chunks, threads_, thread);
+        const Section own = section(chunks, thread);
         for (int64_t at; (at = take(thread, own, false).begin) < own.end;) call(at, at + 1);
         for (int i = 1; i < threads_; i++) {
             const int other = (thread + i) % threads_;
-            const Section others = section(chunks, threads_, other);
+            const Section others = section(chunks, other);
             for (Section s; (s = take(other, others, true)).begin < s.end;) call(s.begin, s.end);
         }
     }
 
 private:
     friend class Loops;
+    struct Section { int64_t begin, end; };  // chunks
+
     Loop(std::atomic<uint64_t>* taken, size_t stride, int threads) : taken_(taken), stride_(stride), threads_(threads) {}
+
+    Section section(int64_t chunks, int thread) const { return {chunks * thread / threads_, chunks * (thread + 1) / threads_}; }
 
     // The next chunk from the front of a section, or the back half of what is left; nothing, at its end, if nothing is.
     Section take(int thread, Section all, bool back) const {
