@@ -1,6 +1,6 @@
 // Loops that threads share: every step once, whoever is held up; and what a pool refuses. Built to be run under the sanitizers.
+#include <algorithm>
 #include <chrono>
-#include <numeric>
 #include <thread>
 
 #include "check.h"
@@ -41,13 +41,16 @@ void test_held_up() {
         ThreadPool pool(threads);
         Loops loops(threads, 1);
         std::atomic<int64_t> by_others{0};
+        std::atomic<bool> held{false};
         bool waited_for = false;
         pool.run([&](int thread) {
             loops[0].run(thread, kCount, kChunk, [&](int64_t begin, int64_t end) {
-                if (thread) {
+                if (thread) {  // which must not take the section of a thread that has not begun
+                    while (!held) std::this_thread::yield();
                     by_others += end - begin;
                     return;
                 }
+                held = true;
                 const auto start = std::chrono::steady_clock::now();
                 while (!waited_for && std::chrono::steady_clock::now() - start < std::chrono::seconds(20)) {
                     waited_for = by_others == kCount - kChunk;
