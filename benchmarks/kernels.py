@@ -42,7 +42,7 @@ def main() -> None:
             # In rounds, so that a slow moment of the machine hits all widths and the read alike.
             reads, *costs = zip(
                 *[
-                    [min(_native.time_read(packed, args.threads, 3))]
+                    [min(_native.time_read([packed.data], args.threads, 3))]
                     + [min(_native.time_matmul(packed, t, args.threads, isa, 3)) for t in WIDTHS]
                     for _ in range(args.repeats)
                 ],

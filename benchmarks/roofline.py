@@ -6,13 +6,13 @@ Subjects: the demo model as shipped and requantised to Q4_0 and Q8_0; with --e2b
 drafter, of real size with random weights (shaped.py; 1.3 GB more memory). In turns, so that a slow moment of the
 machine hits all alike:
 
-read bandwidth     best of reading 261 MB in four places by the kernels' threads; the memory limit of a pass is its
-                   bytes over that
+read               without a barrier or a product, of the bytes of a pass where they lie, by as many threads: the
+                   memory limit of a pass
 multiply-adds      best of 128 rows times a matrix that fits the cache, for each type the model has; a limit of our
                    kernels, not of the processor
 pass of T rows     a pass that checks T tokens after a prompt of 64, greedily; medians. Of one row there are as many as
-                   reads, and the share of the bandwidth is of the best of each
-bytes of a pass    of all packed matrices, once; of an output embedding in two parts the high one and its bounds
+                   reads; their share of the bandwidth is the median over turns of a read's time over a pass's
+bytes of a pass    of all packed matrices, once; of an output embedding in two parts the high one
 draft step         one token of a draft of four, over a pass of one row
 """
 
@@ -44,7 +44,7 @@ PROMPT, DRAFT = 64, 4
 TEXT = """The river rises in the hills to the north of the town, and runs for forty miles through a wide valley
 before it reaches the sea. For most of the year it is shallow enough to walk across, but in spring, when the snow
 melts, it fills the whole of its bed and often floods the fields on either side. The first bridge was of wood."""
-READS, PLACES = 3, 4  # in a turn
+READS = 12  # in a turn
 ROWS_AT_ONCE = 128  # of the product that shows the arithmetic limit
 
 
@@ -56,7 +56,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--picture", type=Path, metavar="OUT.svg")
     args = parser.parse_args()
-    machine = Machine(args.threads)
     subjects: dict[str, Callable[[], tuple[Engine, list[int]]]] = {
         f"Gemma 3 270M, {name}": partial(demo, args.threads, dtype)
         for name, dtype in (("as shipped", "as-is"), ("Q4_0", "q4_0"), ("Q8_0", "q8_0"))
@@ -71,7 +70,7 @@ def main() -> None:
         "subjects": {},
     }
     for name, load in subjects.items():
-        found["subjects"][name] = measure(load, machine, args.repeats)
+        found["subjects"][name] = measure(load, args.threads, args.repeats)
         print(row(name, found["subjects"][name]), file=sys.stderr, flush=True)
     print(table(found))
     if args.json:
@@ -92,79 +91,62 @@ def noise(threads: int) -> tuple[Engine, list[int]]:
     return engine, np.random.default_rng(0).integers(2, engine.config.vocab, PROMPT).tolist()
 
 
-class Machine:
-    """Measures the two limits."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        # Not a power of two: threads that read as far apart as one get in each other's way in the memory's banks. Four,
-        # since of memory that a virtual machine has not all need be equally near.
-        self._wide = [_packed("Q8_0", 120_016, 2048) for _ in range(PLACES)]
-
-    def bytes_per_second(self) -> float:
-        return max(wide.nbytes / min(_native.time_read(wide, self.threads, READS)) for wide in self._wide)
-
-    def macs_per_second(self, kind: str) -> float:
-        matrix = _packed(kind, 1024, 2048)
-        seconds = min(_native.time_matmul(matrix, ROWS_AT_ONCE, self.threads, "auto", 40))
-        return ROWS_AT_ONCE * matrix.rows * matrix.cols / seconds
+def macs_per_second(kind: str, threads: int) -> float:
+    rows, cols = 1024, 2048
+    matrix = _native.pack(kind, np.full(rows * _native.file_row_bytes(kind, cols), 0x2B, np.uint8), rows, cols)
+    seconds = min(_native.time_matmul(matrix, ROWS_AT_ONCE, threads, "auto", 40))
+    return ROWS_AT_ONCE * rows * cols / seconds
 
 
-def _packed(kind: str, rows: int, cols: int) -> _native.PackedMatrix:
-    data = np.full(rows * _native.file_row_bytes(kind, cols), 0x2B, np.uint8)
-    return _native.pack(kind, data, rows, cols)
-
-
-def measure(load: Callable[[], tuple[Engine, list[int]]], machine: Machine, repeats: int) -> dict[str, Any]:
+def measure(load: Callable[[], tuple[Engine, list[int]]], threads: int, repeats: int) -> dict[str, Any]:
     engine, tokens = load()
-    matrices, macs = weights_read(engine)
-    rates = {kind: machine.macs_per_second(kind) for kind in macs}
+    arrays, macs = weights_read(engine)
+    matrices = sum(array.nbytes for array in arrays)
+    rates = {kind: macs_per_second(kind, threads) for kind in macs}
     sequence = engine.create()
     engine.step(sequence, tokens, 1, SamplingParams())
     passes: dict[int, list[float]] = {rows: [] for rows in WIDTHS}
-    bandwidths, steps = [], []
+    reads, shares, steps = [], [], []
     for turn in range(repeats + 1):
-        bandwidth = machine.bytes_per_second()
-        seconds_of_pass(engine, sequence, tokens[:1])  # a pass follows another, not a read of other memory
-        tries = {rows: READS * PLACES if rows == 1 else 1 for rows in WIDTHS}
+        read = _native.time_read(arrays, threads, READS)
+        tries = {rows: READS if rows == 1 else 1 for rows in WIDTHS}
         seconds = {n: [seconds_of_pass(engine, sequence, tokens[:n]) for _ in range(tries[n])] for n in WIDTHS}
         step = seconds_of_draft_step(engine, sequence, tokens[0]) if engine.drafts else None
         if turn == 0:  # in which memory is touched for the first time
             continue
-        bandwidths.append(bandwidth)
+        reads += read
+        shares.append(statistics.median(read) / statistics.median(seconds[1]))
         for rows, taken in seconds.items():
             passes[rows] += taken
         if step is not None:
             steps.append(step)
     medians = {rows: statistics.median(taken) for rows, taken in passes.items()}
-    bandwidth = max(bandwidths)
     return {
         "bytes_of_a_pass": matrices,
-        "read_bandwidth": bandwidth,
+        "read_seconds": statistics.median(reads),
         "macs_per_row": sum(macs.values()),
         "macs_per_second": rates,
-        "memory_seconds": matrices / bandwidth,
         "arithmetic_seconds_per_row": sum(count / rates[kind] for kind, count in macs.items()),
         "pass_seconds": medians,
-        "best_pass_seconds": {rows: min(taken) for rows, taken in passes.items()},
-        "share_of_bandwidth": matrices / min(passes[1]) / bandwidth,  # best over best
+        "share_of_bandwidth": statistics.median(shares),
         "cost": {rows: medians[rows] / medians[1] for rows in WIDTHS},
         "draft_step_share": statistics.median(steps) / medians[1] if steps else None,
     }
 
 
-def weights_read(engine: Engine) -> tuple[int, Counter[str]]:
-    """Bytes that a pass of one row reads, and its multiply-adds by the type of the weights."""
-    total, macs = 0, Counter[str]()
+def weights_read(engine: Engine) -> tuple[list[np.ndarray], Counter[str]]:
+    """What a pass of one row reads, and its multiply-adds by the type of the weights."""
+    arrays, macs = [], Counter[str]()
     for name, tensor in engine._tensors.items():
         if len(tensor.shape) < 2 or name in uses_of(engine.config).looked_up:
             continue
         weight = engine.weights.matrix(name)
-        total += weight.nbytes
-        if weight.nbytes != _native.Weight.packed_bytes(weight.type, weight.rows, weight.cols):
-            total -= weight.rows * weight.cols // 4  # the low two bits of an embedding in two parts
+        size = weight.nbytes
+        if size != _native.Weight.packed_bytes(weight.type, weight.rows, weight.cols):  # an embedding in two parts
+            size = weight.rows * (weight.cols * 5 // 8 + weight.cols // 16)  # the high one comes first
+        arrays.append(weight.data[:size])
         macs[weight.type] += weight.rows * weight.cols
-    return total, macs
+    return arrays, macs
 
 
 def seconds_of_pass(engine: Engine, sequence: SequenceState, tokens: list[int]) -> float:
@@ -193,7 +175,7 @@ def table(found: dict[str, Any]) -> str:
 
 def row(name: str, subject: dict[str, Any]) -> str:
     """Of the table."""
-    seconds, bandwidth = subject["pass_seconds"], subject["read_bandwidth"] / 1e9
+    seconds, bandwidth = subject["pass_seconds"], subject["bytes_of_a_pass"] / subject["read_seconds"] / 1e9
     share, cost, step = subject["share_of_bandwidth"], subject["cost"], subject["draft_step_share"]
     cells = [
         name,
@@ -211,7 +193,7 @@ def drawn(found: dict[str, Any]) -> str:
     for name, subject in found["subjects"].items():
         arithmetic = subject["arithmetic_seconds_per_row"]
         limits = {
-            "memory": [(rows, subject["memory_seconds"] * 1e3) for rows in WIDTHS],
+            "memory": [(rows, subject["read_seconds"] * 1e3) for rows in WIDTHS],
             "arithmetic": [(rows, arithmetic * rows * 1e3) for rows in WIDTHS],
         }
         lines = [Line("pass of T rows", [(rows, ms * 1e3) for rows, ms in subject["pass_seconds"].items()], 0)]

@@ -121,24 +121,30 @@ std::vector<double> time_matmul(const PackedMatrix& w, int rows, int threads, co
     return seconds;
 }
 
-// Seconds of each of `repeats` reads of all packed bytes.
-std::vector<double> time_read(const PackedMatrix& w, int threads, int repeats) {
-    const int64_t size = (int64_t)group_bytes(w.view.type, w.view.cols);
+// Seconds of each of `repeats` reads of all arrays, one after the other; of each the whole lines of 64 bytes.
+std::vector<double> time_read(const std::vector<FileBytes>& arrays, int threads, int repeats) {
+    constexpr int64_t kLines = 512;  // at a time
     if (threads < 1) throw InputError("A timed read needs at least one thread.");
     nb::gil_scoped_release release;
     ThreadPool pool(threads);
+    Loops loops(threads, arrays.size());
     std::vector<double> seconds;
     std::atomic<uint64_t> total{0};
     for (int i = 0; i < repeats; i++) {
         const auto start = std::chrono::steady_clock::now();
-        pool.parallel_for(w.view.groups(), 16, [&](int64_t g0, int64_t g1) {
-            const uint64_t* p = reinterpret_cast<const uint64_t*>(w.view.data + g0 * size);
-            uint64_t sums[8] = {};
-            for (int64_t n = (g1 - g0) * size / 64; n; n--, p += 8) {
-                __builtin_prefetch(p + 1024, 0, 2);  // 8 KiB ahead, as the kernels do
-                for (int k = 0; k < 8; k++) sums[k] += p[k];
+        loops.reset();
+        pool.run([&](int thread) {
+            for (size_t a = 0; a < arrays.size(); a++) {
+                const auto* all = reinterpret_cast<const uint64_t*>(arrays[a].data());
+                loops[a].run_chunks(thread, static_cast<int64_t>(arrays[a].size() / 64), kLines, [&](int64_t begin, int64_t end) {
+                    uint64_t sums[8] = {};
+                    for (const uint64_t *p = all + begin * 8, *past = all + end * 8; p < past; p += 8) {
+                        __builtin_prefetch(p + 1024, 0, 2);  // 8 KiB ahead, as the kernels do
+                        for (int k = 0; k < 8; k++) sums[k] += p[k];
+                    }
+                    for (uint64_t s : sums) total.fetch_add(s, std::memory_order_relaxed);
+                });
             }
-            for (uint64_t s : sums) total.fetch_add(s, std::memory_order_relaxed);
         });
         seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
@@ -210,6 +216,10 @@ void bind_matrix(nb::module_& m) {
         .def_prop_ro("rows", [](const PackedMatrix& w) { return w.view.rows; })
         .def_prop_ro("cols", [](const PackedMatrix& w) { return w.view.cols; })
         .def_prop_ro("nbytes", [](const PackedMatrix& w) { return w.view.groups() * group_bytes(w.view.type, w.view.cols); })
+        .def_prop_ro("data", [](const PackedMatrix& w) {
+            const size_t size = w.view.groups() * group_bytes(w.view.type, w.view.cols);
+            return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.view.data, {size}, nb::handle());
+        }, nb::rv_policy::reference_internal, "uint8 [nbytes]: as it is packed.")
         .def("unpack_rows", &unpack_rows, "row"_a, "count"_a, "float32 [count, cols]: the exact values of the file.");
     m.attr("WEIGHT_TYPES") = std::vector<std::string>(std::begin(kTypeNames), std::end(kTypeNames));
     m.def("file_row_bytes", [](const std::string& type, int64_t cols) { return file_row_bytes(weight_type(type), cols); },
@@ -226,8 +236,8 @@ void bind_matrix(nb::module_& m) {
           "int8 activations as the kernels see them: q [T, cols], scale [T, cols/32], sum of q [T, cols/32], all as float32.");
     m.def("time_matmul", &time_matmul, "weights"_a, "rows"_a, "threads"_a, "isa"_a = "auto", "repeats"_a = 10,
           "Seconds of each of `repeats` products with `rows` random rows.");
-    m.def("time_read", &time_read, "weights"_a, "threads"_a, "repeats"_a = 10,
-          "Seconds of each of `repeats` reads of all the matrix's bytes.");
+    m.def("time_read", &time_read, "arrays"_a, "threads"_a, "repeats"_a = 10,
+          "Seconds of each of `repeats` reads of all the arrays (uint8), one after the other.");
 }
 
 }  // namespace gmtp

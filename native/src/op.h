@@ -1,7 +1,5 @@
 // What a plan is made of.
 #pragma once
-#include <algorithm>
-
 #include "gmtp/plan.h"
 
 namespace gmtp {
@@ -30,11 +28,7 @@ struct Run {
     // body(begin, end): stretches of [0, count) that begin at a multiple of `chunk`.
     template <class F> void each_stretch(int64_t count, int64_t chunk, F&& body) const { loop.run(thread, count, chunk, body); }
     // The same, chunk by chunk.
-    template <class F> void each_chunk(int64_t count, int64_t chunk, F&& body) const {
-        each_stretch(count, chunk, [&](int64_t begin, int64_t end) {
-            for (; begin < end; begin += chunk) body(begin, std::min(begin + chunk, end));
-        });
-    }
+    template <class F> void each_chunk(int64_t count, int64_t chunk, F&& body) const { loop.run_chunks(thread, count, chunk, body); }
     template <class F> void each_piece(int64_t count, F&& body) const {
         each_chunk(count, 1, [&](int64_t piece, int64_t) { body(piece); });
     }

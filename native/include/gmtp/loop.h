@@ -28,6 +28,13 @@ public:
         }
     }
 
+    // The same, chunk by chunk.
+    template <class F> void run_chunks(int thread, int64_t count, int64_t chunk, F&& body) const {
+        run(thread, count, chunk, [&](int64_t begin, int64_t end) {
+            for (; begin < end; begin += chunk) body(begin, std::min(begin + chunk, end));
+        });
+    }
+
 private:
     friend class Loops;
     struct Section { int64_t begin, end; };  // chunks
@@ -57,19 +64,21 @@ private:
 class Loops {
 public:
     Loops(int threads, size_t count)
-        : threads_(threads), stride_((count + kLine - 1) / kLine * kLine), taken_(threads * stride_) {}
+        : threads_(threads), lines_((count + kPerLine - 1) / kPerLine), taken_(threads * lines_) {}
 
-    Loop operator[](size_t i) { return {&taken_[i], stride_, threads_}; }
+    Loop operator[](size_t i) { return {&taken_[i / kPerLine].taken[i % kPerLine], lines_ * kPerLine, threads_}; }
     // To be called before each run of the job.
     void reset() {
-        for (auto& t : taken_) t.store(0, std::memory_order_relaxed);
+        for (Line& line : taken_)
+            for (auto& t : line.taken) t.store(0, std::memory_order_relaxed);
     }
 
 private:
-    static constexpr size_t kLine = 64 / sizeof(uint64_t);  // what threads count lies apart
+    static constexpr size_t kPerLine = 64 / sizeof(uint64_t);
+    struct alignas(64) Line { std::atomic<uint64_t> taken[kPerLine]; };  // what threads count lies apart
     int threads_;
-    size_t stride_;
-    std::vector<std::atomic<uint64_t>> taken_;
+    size_t lines_;  // of a thread
+    std::vector<Line> taken_;
 };
 
 }  // namespace gmtp

@@ -31,11 +31,7 @@ public:
     // A whole job that is one shared loop.
     template <class F> void parallel_for(int64_t count, int64_t chunk, F&& body) {
         Loops loops(size(), 1);
-        run([&](int thread) {
-            loops[0].run(thread, count, chunk, [&](int64_t begin, int64_t end) {
-                for (; begin < end; begin += chunk) body(begin, std::min(begin + chunk, end));
-            });
-        });
+        run([&](int thread) { loops[0].run_chunks(thread, count, chunk, body); });
     }
 
 private:
