@@ -28,7 +28,7 @@ from gemma_mtp.config import AnyConfig
 from gemma_mtp.errors import CheckpointError
 
 FORMAT = "gemma-mtp packed"
-VERSION = "1"
+VERSION = "2"
 ALIGNMENT = 64  # bytes, of every packed matrix in its file
 _HEADER = "gguf"  # the tensor that holds a GGUF file of all but weights
 _CENTROIDS = "masked_embd_centroids.weight"

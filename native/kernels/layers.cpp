@@ -2,6 +2,7 @@
 #include "gmtp/layers.h"
 
 #include "attention.h"
+#include "dot-inl.h"
 #include "gmtp/simd.h"
 
 namespace gmtp::GMTP_ISA {
@@ -71,19 +72,32 @@ void softmax(float* x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] /= total;
 }
 
-void bounds(const float* x, const float* error, float norm, int64_t n, float* lower, float* upper) {
+void bounds(const float* x, const float* error, float norm, int64_t n, float* lower, float* largest_lower,
+            float* largest_upper) {
     const f32x16 factor = set1(norm), minus = set1(-norm);
     f32x16 low = set1(-__builtin_inff()), high = low;
     for (int64_t i = 0; i < n; i += 16) {
         const f32x16 e = load(error + i), at = load(x + i);
         low = max(low, fma(e, minus, at)), high = max(high, fma(e, factor, at));
     }
-    store(lower, low), store(upper, high);
+    store(lower, low);
+    *largest_lower = max_lane(low), *largest_upper = max_lane(high);
 }
 
-void reaching(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches) {
+void reaching(const float* x, const float* error, float norm, float threshold, int64_t n, uint16_t* reaches) {
     f32x16 factor = set1(norm), below = set1(__builtin_nextafterf(threshold, -__builtin_inff()));
-    for (int64_t i = 0; i < n; i += 16) reaches[i / 16] = any_greater(fma(load(error + i), factor, load(x + i)), below);
+    for (int64_t i = 0; i < n; i += 16) reaches[i / 16] = greater(fma(load(error + i), factor, load(x + i)), below);
+}
+
+void upper_by_blocks(const float* x, const float* error, const uint8_t* shares, const float* norms, int64_t blocks, float* upper) {
+    f32x16 even = zero(), odd = zero();
+    int64_t b = 0;
+    for (; b + 2 <= blocks; b += 2) {
+        even = fma(to_float(load_u8(shares + 16 * b)), set1(norms[b]), even);
+        odd = fma(to_float(load_u8(shares + 16 * b + 16)), set1(norms[b + 1]), odd);
+    }
+    if (b < blocks) even = fma(to_float(load_u8(shares + 16 * b)), set1(norms[b]), even);
+    store(upper, fma(load(error), even + odd, load(x)));
 }
 
 }  // namespace
@@ -100,6 +114,7 @@ const LayerKernels layer_kernels = {
     .softmax = softmax,
     .bounds = bounds,
     .reaching = reaching,
+    .upper_by_blocks = upper_by_blocks,
     .store_key = store_key,
     .store_value = store_value,
     .attend_chunk = attend_chunk,

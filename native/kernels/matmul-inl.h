@@ -108,7 +108,7 @@ template <class W> constexpr bool is_bytewise<Bytewise<W>> = true;
 template <class W> constexpr int bytes_of_block = 64 * W::bits + W::scale_bytes * kBlock / W::block;
 
 template <class W> inline void fetch_block([[maybe_unused]] const uint8_t* ahead) {
-    if constexpr (!W::is_low_part && !is_bytewise<W>)
+    if constexpr (!is_bytewise<W>)
 #pragma GCC unroll 16
         for (int line = 0; line < bytes_of_block<W>; line += 64) __builtin_prefetch(ahead + line, 0, kSecondLevel);
 }
@@ -210,18 +210,19 @@ template <class W> void matmul(const Matrix& w, int64_t group0, int64_t group1, 
     const int64_t scales = (w.cols / W::block * W::scale_bytes + 63) / 64 * 64;
     for (int64_t g = group0; g < group1; g++) {
         const uint8_t* data = w.data + g * size;
-        Group group{data, data + scales, data + scales + kPrefetchBytes};
-        if constexpr (W::is_low_part) group = {w.scales + g * (int64_t)group_bytes(WeightType::Q8_HIGH, w.cols), data, nullptr};
-        matmul_group<W>(group, w.cols / kBlock, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
+        matmul_group<W>({data, data + scales, data + scales + kPrefetchBytes}, w.cols / kBlock, x.q + row0 * x.digits * stride, stride, (row1 - row0) * x.digits, x.digits,
                         out + row0 * out_stride + g * kGroupRows, out_stride);
     }
 }
 
 using MatmulFunction = decltype(MatmulKernels::matmul);
 MatmulFunction matmul_float(WeightType t);
-void matmul_both(const Matrix& high, const Matrix& low, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
-                 float* out, int64_t out_stride);
 MatmulFunction matmul_small_block(WeightType t);  // the types with a scale per 32 columns
 MatmulFunction matmul_super_block(WeightType t);  // the types with blocks of 256 columns
+MatmulFunction matmul_split(WeightType t);        // Q8_HIGH
+// MatmulKernels::both and low.
+void matmul_both(const Matrix& high, const Matrix& low, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
+                 float* out, int64_t out_stride);
+float low_part(const uint8_t* low, const uint16_t* scales, const QuantBlock* x, int64_t blocks);
 
 }  // namespace gmtp::GMTP_ISA

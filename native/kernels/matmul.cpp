@@ -9,6 +9,7 @@ void matmul_any(const Matrix& w, int64_t group0, int64_t group1, const Activatio
     MatmulFunction f = matmul_float(w.type);
     if (!f) f = matmul_small_block(w.type);
     if (!f) f = matmul_super_block(w.type);
+    if (!f) f = matmul_split(w.type);
     f(w, group0, group1, x, row0, row1, out, out_stride);
 }
 
@@ -53,6 +54,6 @@ void quantize(const Activations& x, int64_t row, int64_t col0, int64_t col1) {
 
 }  // namespace
 
-extern const MatmulKernels matmul_kernels = {matmul_any, matmul_both, quantize};
+extern const MatmulKernels matmul_kernels = {matmul_any, matmul_both, low_part, quantize};
 
 }  // namespace gmtp::GMTP_ISA

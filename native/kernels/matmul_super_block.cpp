@@ -6,7 +6,7 @@ namespace {
 
 template <int bits_, int sub_, int scale_bytes_, bool has_min> struct SuperBlock {
     static constexpr int bits = bits_, block = 256, sub = sub_, scale_bytes = scale_bytes_;
-    static constexpr bool has_offset = has_min, is_low_part = false;
+    static constexpr bool has_offset = has_min;
     template <int v> static Bytes codes(const uint8_t* planes) { return GMTP_ISA::codes<bits, v>(planes); }
 };
 

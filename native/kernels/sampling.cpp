@@ -158,14 +158,14 @@ float noisy_lower(const float* x, const float* error, float norm, int64_t first,
 }
 
 void noisy_reaching(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature, NoiseKey key,
-                    float threshold, uint8_t* reaches) {
+                    float threshold, uint16_t* reaches) {
     const f32x16 factor = set1(norm), t = set1(temperature), largest = set1(temperature * kLargestNoise);
     const f32x16 bar = set1(below(threshold));
     for (int64_t i = 0; i < n; i += 16) {
         const f32x16 upper = fma(load(error + i), factor, load(x + i));
         if (!any_greater(upper + largest, bar)) continue;
         const f32x16 v = uniform(load_ids(nullptr, first + i, first + n), key);
-        reaches[i / 16] |= any_greater(fma(gumbel_bound(v), t, upper), bar);
+        reaches[i / 16] |= greater(fma(gumbel_bound(v), t, upper), bar);
     }
 }
 

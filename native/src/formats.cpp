@@ -63,8 +63,8 @@ const Format& format(WeightType t) {
     static constexpr Format q5_0   = {32,  22,  5, 16,  32, false, 0,  0};
     static constexpr Format q5_1   = {32,  24,  5, 0,   32, true,  0,  0};
     static constexpr Format q8_0   = {32,  34,  8, 128, 32, false, 0,  0};
-    static constexpr Format q8_high = {32, 34,  6, 32,  32, false, 0,  0};
-    static constexpr Format q8_low = {32,  34,  2, 0,   32, false, 0,  0};
+    static constexpr Format q8_high = {32, 34,  5, 16,  32, false, 0,  0};
+    static constexpr Format q8_low = {32,  34,  3, 0,   32, false, 0,  0};
     static constexpr Format q2_k   = {256, 84,  2, 0,   16, true,  16, 0};
     static constexpr Format q3_k   = {256, 110, 3, 4,   16, false, 16, 0};
     static constexpr Format q4_k   = {256, 144, 4, 0,   32, true,  8,  8};

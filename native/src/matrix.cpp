@@ -188,7 +188,8 @@ void pack_split_group(const uint8_t* src, int64_t rows, int64_t cols, int64_t gr
     uint8_t* planes = high + scales_of_group(high_format, cols);
     memset(high, 0, (size_t)(planes - high));
     uint8_t codes[kGroupRows][kBlock] = {};
-    for (int64_t b = 0; b < cols / kBlock; b++, planes += high_format.code_bytes(), low += 2 * kVectorBytes) {
+    const int64_t blocks = cols / kBlock;
+    for (int64_t b = 0; b < blocks; b++, planes += high_format.code_bytes()) {
         for (int lane = 0; lane < lanes; lane++) {
             const uint8_t* block = from + lane * row_bytes + b * f.file_bytes;
             read_codes(WeightType::Q8_0, block, 1, codes[lane]);
@@ -198,9 +199,12 @@ void pack_split_group(const uint8_t* src, int64_t rows, int64_t cols, int64_t gr
         for (int lane = 0; lane < kGroupRows; lane++)
             for (int i = 0; i < kVectors; i++) memcpy(&lows[i][4 * lane], &codes[lane][4 * i], 4);
         for (int i = 0; i < kVectors; i++)
-            for (int j = 0; j < kVectorBytes; j++) highs[i][j] = lows[i][j] >> 2, lows[i][j] &= 3;
-        put_codes<6>(highs, planes);
-        put_codes<2>(lows, low);
+            for (int j = 0; j < kVectorBytes; j++) highs[i][j] = lows[i][j] >> 3, lows[i][j] &= 7;
+        put_codes<5>(highs, planes);
+        uint8_t low_planes[3 * kVectorBytes];
+        put_codes<3>(lows, low_planes);
+        for (int four = 0; four < 4; four++)
+            for (int p = 0; p < 3; p++) memcpy(low + 48 * (four * blocks + b) + 16 * p, low_planes + kVectorBytes * p + 16 * four, 16);
     }
 }
 

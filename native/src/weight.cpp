@@ -96,7 +96,7 @@ size_t packed_bytes(WeightType type, int64_t rows, int64_t cols) {
 size_t head_bytes(int64_t rows, int64_t cols) {
     if (rows % kGroupRows) throw InputError("an output embedding in two parts needs a multiple of 16 rows");
     const size_t parts = packed_bytes(WeightType::Q8_HIGH, rows, cols) + packed_bytes(WeightType::Q8_LOW, rows, cols);
-    return parts + static_cast<size_t>(rows) * sizeof(float);
+    return parts + static_cast<size_t>(rows) * (sizeof(float) + static_cast<size_t>(cols / kBlock));  // errors and their shares
 }
 
 std::shared_ptr<Weight> Weight::mapped(WeightType type, std::span<const uint8_t> data, int64_t rows, int64_t cols,

@@ -92,7 +92,7 @@ def test_a_changed_source_and_another_dtype_have_files_of_their_own(source: Path
     [
         lambda data: data[: len(data) // 2],
         lambda data: b"",
-        lambda data: data.replace(b'"version": "1"', b'"version": "0"'),
+        lambda data: data.replace(b'"version": "2"', b'"version": "1"'),
         lambda data: data.replace(b"[128, 64]", b"[64, 128]"),
         lambda data: data.replace(b'\\"packed\\"', b'\\"rows\\"  '),
     ],

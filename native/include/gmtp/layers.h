@@ -37,11 +37,15 @@ struct LayerKernels {
     // Softmax over n values (any n) in place, in float32.
     void (*softmax)(float* x, int64_t n);
 
-    // With scores known to be within error * norm of x: lower[lane] = the largest of the lower bounds of [16 i + lane],
-    // upper[lane] that of the upper bounds. n is a multiple of 16.
-    void (*bounds)(const float* x, const float* error, float norm, int64_t n, float* lower, float* upper);
-    // reaches[i]: whether some x[16 i + lane] + error[16 i + lane] * norm is at least `threshold`.
-    void (*reaching)(const float* x, const float* error, float norm, float threshold, int64_t n, uint8_t* reaches);
+    // With scores known to be within error * norm of x: lower[lane] = the largest of the lower bounds of [16 i + lane], and
+    // the largest of all lower and of all upper bounds. n is a multiple of 16.
+    void (*bounds)(const float* x, const float* error, float norm, int64_t n, float* lower, float* largest_lower,
+                   float* largest_upper);
+    // reaches[i]: for which lanes, a bit each, x[16 i + lane] + error[16 i + lane] * norm is at least `threshold`.
+    void (*reaching)(const float* x, const float* error, float norm, float threshold, int64_t n, uint16_t* reaches);
+    // upper[lane] = x[lane] + error[lane] * the sum over blocks b of shares[b][lane] * norms[b].
+    void (*upper_by_blocks)(const float* x, const float* error, const uint8_t* shares, const float* norms, int64_t blocks,
+                            float* upper);
 
     // Writes one position's key into its place in a page, keys being stored in blocks of 16 positions, transposed:
     // element (position, d) at ((position / 16) * dim + d) * 16 + position % 16. dim is a multiple of 32.

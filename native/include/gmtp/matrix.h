@@ -11,7 +11,7 @@ namespace gmtp {
 
 enum class WeightType : uint8_t {
     F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
-    // In no file: the two parts of Q8_0's codes, of values d * (4 h + 1.5 - 128) and d * (l - 1.5); see head.h.
+    // In no file: the two parts of Q8_0's codes u = 8 h + l, of values d * (8 h + 3.5 - 128) and d * (l - 3.5); see head.h.
     Q8_HIGH, Q8_LOW
 };
 
@@ -22,7 +22,6 @@ struct Matrix {
     WeightType type;
     int64_t rows, cols;          // outputs, inputs; the last group is padded with zero rows
     const uint8_t* data;         // 64-byte aligned, groups() * group_bytes(type, cols) bytes, not owned
-    const uint8_t* scales = nullptr;  // of Q8_LOW, which has none: the groups of its Q8_HIGH
     int64_t groups() const { return (rows + kGroupRows - 1) / kGroupRows; }
 };
 
@@ -35,7 +34,9 @@ size_t file_row_bytes(WeightType t, int64_t cols);
 size_t group_bytes(WeightType t, int64_t cols);
 // Packs groups [group0, group1) of a file's tensor `src` (all of it: [rows, cols] in GGUF layout) into dst (group 0's place).
 void pack_groups(WeightType t, const uint8_t* src, int64_t rows, int64_t cols, int64_t group0, int64_t group1, uint8_t* dst);
-// The same for the two parts of a Q8_0 tensor's group: `high` is a group of Q8_HIGH, `low` of Q8_LOW.
+// The same for the two parts of a Q8_0 tensor's group: `high` is a group of Q8_HIGH, `low` of Q8_LOW. That one has no scales, and
+// lies four rows after four, so that a few can be read by themselves: of each block the 16 bytes that each plane of three-bit
+// codes has of them.
 void pack_split_group(const uint8_t* src, int64_t rows, int64_t cols, int64_t group, uint8_t* high, uint8_t* low);
 // One row back as float32, the exact values of the file.
 void unpack_row(const Matrix& m, int64_t row, float* out);
@@ -72,9 +73,12 @@ struct MatmulKernels {
     // A result depends only on its own weight row and activation row: never on how many rows or groups share the call.
     void (*matmul)(const Matrix& w, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
                    float* out, int64_t out_stride);
-    // The sum of the products of the two parts of a matrix, Q8_HIGH and Q8_LOW, as each has it by itself. x.digits is 1.
+    // The sum of the products of the two parts of a matrix, Q8_HIGH and Q8_LOW. x.digits is 1.
     void (*both)(const Matrix& high, const Matrix& low, int64_t group0, int64_t group1, const Activations& x, int row0, int row1,
                  float* out, int64_t out_stride);
+    // What `both` adds for one row of Q8_LOW and one activation row. `low` is where the row's first code is, `scales` its
+    // first scale.
+    float (*low)(const uint8_t* low, const uint16_t* scales, const QuantBlock* x, int64_t blocks);
     // Fills x.q for columns [col0, col1) (multiples of 32) of one row from x.x.
     void (*quantize)(const Activations& x, int64_t row, int64_t col0, int64_t col1);
 };

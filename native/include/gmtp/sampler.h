@@ -101,12 +101,12 @@ struct SamplingKernels {
     void (*gumbel)(NoiseKey key, int64_t n, float* out);
     float (*log)(float x);
     // With token first + i's score known to be within error[i] * norm of x[i], and noise g of `key` times `temperature`
-    // added: the largest lower bound, or `best` if that is larger; and in reaches[i / 16], added to what is there, whether
-    // some upper bound is at least `threshold`. n is a multiple of 16.
+    // added: the largest lower bound, or `best` if that is larger; and in reaches[i / 16], added to what is there, a bit for
+    // each whose upper bound is at least `threshold`. n is a multiple of 16.
     float (*noisy_lower)(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature,
                          NoiseKey key, float best);
     void (*noisy_reaching)(const float* x, const float* error, float norm, int64_t first, int64_t n, float temperature,
-                           NoiseKey key, float threshold, uint8_t* reaches);
+                           NoiseKey key, float threshold, uint16_t* reaches);
 };
 
 constexpr float kLargestNoise = 22.9f;  // no g is larger: see uniform() in kernels/sampling.cpp

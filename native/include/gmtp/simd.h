@@ -23,6 +23,7 @@ inline f32x16 zero() { return {_mm512_setzero_ps()}; }
 inline f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
 inline f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, f32x16 a) { _mm512_storeu_ps(p, a.v); }
+inline float f16_to_f32(uint16_t h) { return _cvtsh_ss(h); }
 inline f32x16 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 inline void store_f16(uint16_t* p, f32x16 a) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -43,7 +44,7 @@ inline f32x16 round(f32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_
 inline f32x16 where_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
 }
-inline bool any_greater(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
+inline uint16_t greater(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }  // a bit a lane
 
 inline i32x16 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline i32x16 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -73,6 +74,7 @@ inline f32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline f32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline f32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, f32x16 a) { _mm256_storeu_ps(p, a.lo), _mm256_storeu_ps(p + 8, a.hi); }
+inline float f16_to_f32(uint16_t h) { return _cvtsh_ss(h); }
 inline f32x16 load_f16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
@@ -105,8 +107,9 @@ inline f32x16 where_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y) {
     return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
             _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
 }
-inline bool any_greater(f32x16 a, f32x16 b) {
-    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))) != 0;
+inline uint16_t greater(f32x16 a, f32x16 b) {
+    const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ));
+    return (uint16_t)(lo | _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ)) << 8);
 }
 
 inline i32x16 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -194,7 +197,7 @@ inline f32x16 min(f32x16 a, f32x16 b) { GMTP_LANES a.v[i] = a.v[i] < b.v[i] ? a.
 inline f32x16 abs(f32x16 a) { GMTP_LANES a.v[i] = __builtin_fabsf(a.v[i]); return a; }
 inline f32x16 round(f32x16 a) { GMTP_LANES a.v[i] = __builtin_rintf(a.v[i]); return a; }
 inline f32x16 where_less(f32x16 a, f32x16 b, f32x16 x, f32x16 y) { GMTP_LANES y.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i]; return y; }
-inline bool any_greater(f32x16 a, f32x16 b) { bool any = false; GMTP_LANES any |= a.v[i] > b.v[i]; return any; }
+inline uint16_t greater(f32x16 a, f32x16 b) { unsigned bits = 0; GMTP_LANES bits |= (unsigned)(a.v[i] > b.v[i]) << i; return (uint16_t)bits; }
 
 inline i32x16 set1(int32_t x) { i32x16 r; GMTP_LANES r.v[i] = x; return r; }
 inline i32x16 load(const int32_t* p) { i32x16 r; memcpy(r.v, p, 64); return r; }
@@ -250,6 +253,8 @@ inline float max_lane(f32x16 a) {
     return a.v[0];
 }
 #endif
+
+inline bool any_greater(f32x16 a, f32x16 b) { return greater(a, b) != 0; }
 
 // e^x to 2 ulp. Cody-Waite reduction to |r| <= ln2/2, then the Taylor polynomial of degree 7; 0 below -87, clamped at 88.
 inline f32x16 exp(f32x16 x) {

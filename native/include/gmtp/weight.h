@@ -37,8 +37,8 @@ struct Weight {
     // InputError.
     static std::shared_ptr<Weight> mapped(WeightType type, std::span<const uint8_t> data, int64_t rows, int64_t cols,
                                           std::shared_ptr<const void> owner);
-    // Its packed bytes: the groups, or of an output embedding in two parts those of the high part, of the low part, and
-    // the table of errors.
+    // Its packed bytes: the groups, or of an output embedding in two parts those of the high part, of the low part, the
+    // errors and their shares.
     std::span<const uint8_t> data() const;
 };
 
