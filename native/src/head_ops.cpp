@@ -157,7 +157,7 @@ struct HighScoresOp : HeadOp {
     }
 };
 
-// A lower bound of the best-th largest logit, each set's maximum being of another token, and of the largest with noise.
+// A lower bound of the best-th largest logit: each set's maximum is of another token.
 struct FirstThresholdOp : HeadOp {
     const char* name() const override { return "threshold"; }
 
@@ -297,7 +297,7 @@ struct LowScoresOp : HeadOp {
         const Scores::Noisy noisiest = w.temperature > 0 ? s.noisiest(i) : Scores::Noisy{0, -1};
         if (noisiest.group != begin) return any;
         r.sampling.noisy_reaching(row(*out, i) + column, s.head->error + column, -s.norms[i], column, width, w.temperature, w.key,
-                                  noisiest.lower, reaches);
+                                  noisiest.lower, reaches);  // with its noise at most, so some others as well
         return true;
     }
 
