@@ -33,8 +33,8 @@ template <class W> inline void unpack_block(const uint8_t* planes, uint8_t* byte
     store(bytes + 192, W::template codes<3>(planes)), store(bytes + 448, W::template codes<7>(planes));
 }
 
-// Vector v of a block, against T rows.
-template <class W, int v, int T> inline void add_vector(const uint8_t* planes, const QuantBlock* a, int64_t stride,
+// Vector v of a block, against T rows. Inlined by force, as what calls it is: otherwise the sums of some types lie in memory.
+template <class W, int v, int T> [[gnu::always_inline]] inline void add_vector(const uint8_t* planes, const QuantBlock* a, int64_t stride,
                                                         typename W::Dots* dots) {
     const auto w = W::Dots::prepare(W::template codes<v>(planes));
 #pragma GCC unroll 8
@@ -42,7 +42,7 @@ template <class W, int v, int T> inline void add_vector(const uint8_t* planes, c
 }
 
 // The vectors of a span, against T rows.
-template <class W, Span span, int T> inline void add_vectors(const uint8_t* planes, const QuantBlock* a, int64_t stride,
+template <class W, Span span, int T> [[gnu::always_inline]] inline void add_vectors(const uint8_t* planes, const QuantBlock* a, int64_t stride,
                                                              typename W::Dots* dots) {
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) dots[t] = W::Dots::template start<span>(a[t * stride]);
@@ -64,7 +64,7 @@ template <class W, Span span, int T> inline void add_vectors(const uint8_t* plan
     }
 }
 
-template <class W, Span span, int T> inline void add_dots(const uint8_t* planes, const Affine& w, const QuantBlock* a,
+template <class W, Span span, int T> [[gnu::always_inline]] inline void add_dots(const uint8_t* planes, const Affine& w, const QuantBlock* a,
                                                           int64_t stride, f32x16* sums) {
     typename W::Dots dots[T];
     i32x16 firsts[T];
