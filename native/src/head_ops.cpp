@@ -69,7 +69,7 @@ struct Scores {
     const uint8_t* low_rows(int64_t group, int four) const {
         return head->low.data + group * low_bytes + four * low_rows_bytes();
     }
-    size_t low_rows_bytes() const { return blocks() * 48; }
+    size_t low_rows_bytes() const { return low_bytes / 4; }
     int64_t blocks() const { return head->high.cols / kBlock; }
     // Have what bounds by blocks, and the low parts of tokens, need on its way into the second-level cache.
     void fetch_shares(int64_t group) const { fetch(shares(group), blocks() * kGroupRows); }
@@ -103,14 +103,13 @@ struct NormsOp : HeadOp {
     const char* name() const override { return "norms"; }
 
     void run(const Run& r) const override {
-        const int64_t blocks = x->data.stride / kBlock;
-        const int64_t groups = scores->head->high.groups();
+        const int64_t stride = x->data.stride / kBlock, blocks = scores->blocks(), groups = scores->head->high.groups();
         for (auto& best : scores->noisy[r.thread]) best = {-kInfinity, 0};
         r.each_row(*x, [&](int i) {
             std::fill_n(&scores->completed[i * groups], groups, uint16_t{0});
             double total = 0;
-            float* norm = &scores->block_norms[i * (scores->head->high.cols / kBlock)];
-            for (const QuantBlock *b = x->data.q + i * x->data.digits * blocks, *end = b + scores->head->high.cols / kBlock; b < end; b++) {
+            float* norm = &scores->block_norms[i * blocks];
+            for (const QuantBlock *b = x->data.q + i * x->data.digits * stride, *end = b + blocks; b < end; b++) {
                 int squares = 0;
                 for (int8_t q : b->q) squares += q * q;
                 total += static_cast<double>(b->scale) * b->scale * squares;
