@@ -1,6 +1,7 @@
 // Attention over a paged cache. Lanes run over positions while scoring and over the head's elements while summing
-// values, so no sum ever crosses lanes and a query's result cannot depend on the queries beside it. Scoring a block fetches
-// the next block's keys and its own values: pages are too short for the CPU to foresee them.
+// values, so no sum ever crosses lanes and a query's result cannot depend on the queries beside it. Scoring fetches the values
+// of the same positions, weighing values the keys of what comes next, so that memory is never idle: pages are too short for
+// the CPU to foresee them.
 #include "attention.h"
 
 #include <cfloat>
@@ -118,13 +119,15 @@ inline Partial exponentials(float* scores, int block0, int block1, int first, in
 }
 
 // Adds the values of positions [begin, end) of one page, weighted, to 16 * V elements of Q outputs. A query's weights lie
-// `stride` apart from the next one's.
+// `stride` apart from the next one's. As much of `ahead` is fetched as is read.
 template <int Q, int V, class T>
-void weigh_values(const float* weights, int stride, const T* values, int64_t dim, int begin, int end, float* out) {
+void weigh_values(const float* weights, int stride, const T* values, int64_t dim, int begin, int end, const T* ahead, float* out) {
+    constexpr int kBytes = 16 * V * sizeof(T), kPositionsOfLine = kBytes < 64 ? 64 / kBytes : 1;
     f32x16 acc[Q][V];
     for (int i = 0; i < Q; i++)
         for (int j = 0; j < V; j++) acc[i][j] = load(out + i * dim + j * 16);
     for (int p = begin; p < end; p++) {
+        if (p % kPositionsOfLine == 0) __builtin_prefetch(ahead + p * 16 * V, 0, 2);
         f32x16 v[V];
         for (int j = 0; j < V; j++) v[j] = load_as(values + p * dim + j * 16);
         for (int i = 0; i < Q; i++) {
@@ -137,12 +140,15 @@ void weigh_values(const float* weights, int stride, const T* values, int64_t dim
 }
 
 // The same for all elements of the outputs.
-template <int Q, class T> void weigh_page(const float* weights, const T* page, int64_t dim, int begin, int end, float* out) {
+template <int Q, class T>
+void weigh_page(const float* weights, const T* page, int64_t dim, int begin, int end, const T* ahead, float* out) {
     constexpr int V = Q <= 4 ? 2 : 1;
-    for (int64_t d = 0; d < dim; d += 16 * V) weigh_values<Q, V>(weights, kChunkPositions, page + d, dim, begin, end, out + d);
+    for (int64_t d = 0; d < dim; d += 16 * V)
+        weigh_values<Q, V>(weights, kChunkPositions, page + d, dim, begin, end, ahead + d * kPagePositions, out + d);
 }
 
-template <int Q> void weigh_page(const float* weights, const int8_t* page, int64_t dim, int begin, int end, float* out) {
+template <int Q>
+void weigh_page(const float* weights, const int8_t* page, int64_t dim, int begin, int end, const int8_t* ahead, float* out) {
     constexpr int V = Q <= 4 ? 2 : 1;
     const uint16_t* scales = scales_of(page, dim);
     float scaled[Q * kPagePositions];
@@ -152,38 +158,39 @@ template <int Q> void weigh_page(const float* weights, const int8_t* page, int64
             for (int i = 0; i < Q; i++) store(scaled + i * kPagePositions + p, load(weights + i * kChunkPositions + p) * s);
         }
         for (int64_t e = d; e < d + kKvBlock; e += 16 * V)
-            weigh_values<Q, V>(scaled, kPagePositions, page + e, dim, begin, end, out + e);
+            weigh_values<Q, V>(scaled, kPagePositions, page + e, dim, begin, end, ahead + e * kPagePositions, out + e);
     }
 }
 
 template <int Q, class T>
-void attend(const float* q, int64_t dim, const void* const* key_pages, const void* const* value_pages, int begin, int end,
-            const int* first, const int* last, float* weights, Partial* partial, float* out) {
-    const int block0 = begin / 16, block1 = (end + 15) / 16;
+void attend(const float* q, int64_t dim, const KvChunk& chunk, const int* first, const int* last, float* weights, Partial* partial,
+            float* out) {
+    const int block0 = chunk.begin / 16, block1 = (chunk.end + 15) / 16;
     constexpr int kPageBlocks = kPagePositions / 16;
     const auto block_of = [dim](const void* const* pages, int b) {
         return (const T*)pages[b / kPageBlocks] + b % kPageBlocks * dim * 16;
     };
     for (int b = block0; b < block1; b++)
-        score_block<Q>(q, dim, (const T*)key_pages[b / kPageBlocks], b % kPageBlocks,
-                       block_of(key_pages, b + 1 < block1 ? b + 1 : b), block_of(value_pages, b), weights + b * 16);
+        score_block<Q>(q, dim, (const T*)chunk.keys[b / kPageBlocks], b % kPageBlocks,
+                       block_of(chunk.keys, b + 1 < block1 ? b + 1 : b), block_of(chunk.values, b), weights + b * 16);
     for (int i = 0; i < Q; i++)
         partial[i] = exponentials(weights + i * kChunkPositions, block0, block1, first[i], last[i]);
 
     for (int64_t i = 0; i < Q * dim; i += 16) store(out + i, zero());
-    for (int page = begin / kPagePositions; page * kPagePositions < end; page++) {
-        int from = begin - page * kPagePositions, to = end - page * kPagePositions;
+    for (int page = chunk.begin / kPagePositions; page * kPagePositions < chunk.end; page++) {
+        int from = chunk.begin - page * kPagePositions, to = chunk.end - page * kPagePositions;
         from = from < 0 ? 0 : from, to = to > kPagePositions ? kPagePositions : to;
-        weigh_page<Q>(weights + page * kPagePositions, (const T*)value_pages[page], dim, from, to, out);
+        const auto *values = (const T*)chunk.values[page], *ahead = chunk.ahead[page] ? (const T*)chunk.ahead[page] : values;
+        weigh_page<Q>(weights + page * kPagePositions, values, dim, from, to, ahead, out);
     }
 }
 
 template <int Q>
-void attend_typed(KvType type, const float* q, int64_t dim, const void* const* keys, const void* const* values, int begin,
-                  int end, const int* first, const int* last, float* weights, Partial* partial, float* out) {
-    if (type == KvType::F16) attend<Q, uint16_t>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
-    else if (type == KvType::Q8_0) attend<Q, int8_t>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
-    else attend<Q, float>(q, dim, keys, values, begin, end, first, last, weights, partial, out);
+void attend_typed(KvType type, const float* q, int64_t dim, const KvChunk& chunk, const int* first, const int* last, float* weights,
+                  Partial* partial, float* out) {
+    if (type == KvType::F16) attend<Q, uint16_t>(q, dim, chunk, first, last, weights, partial, out);
+    else if (type == KvType::Q8_0) attend<Q, int8_t>(q, dim, chunk, first, last, weights, partial, out);
+    else attend<Q, float>(q, dim, chunk, first, last, weights, partial, out);
 }
 
 }  // namespace
@@ -200,11 +207,11 @@ void store_value(KvType type, const float* value, int64_t dim, int position, voi
     else put_value(value, dim, position, (float*)page);
 }
 
-void attend_chunk(KvType type, const float* q, int queries, int64_t dim, const void* const* keys, const void* const* values,
-                  int begin, int end, const int* first, const int* last, float* scratch, Partial* partial, float* out) {
+void attend_chunk(KvType type, const float* q, int queries, int64_t dim, const KvChunk& chunk, const int* first, const int* last,
+                  float* scratch, Partial* partial, float* out) {
     switch (queries) {
 #define GMTP_CASE(n) \
-    case n: attend_typed<n>(type, q, dim, keys, values, begin, end, first, last, scratch, partial, out); break;
+    case n: attend_typed<n>(type, q, dim, chunk, first, last, scratch, partial, out); break;
         GMTP_CASE(1) GMTP_CASE(2) GMTP_CASE(3) GMTP_CASE(4) GMTP_CASE(5) GMTP_CASE(6) GMTP_CASE(7) GMTP_CASE(8)
 #undef GMTP_CASE
     }

@@ -150,7 +150,7 @@ void AttendOp::prepare(const Pass& pass) {
     }
     first_chunk = from / kChunkPositions;
     chunks = (to + kChunkPositions - 1) / kChunkPositions - first_chunk;
-    split = static_cast<int64_t>(tiles.size()) * shape.kv_heads < 4 * static_cast<int64_t>(scratch.size()) && chunks > 1;
+    split = units() < 4 * static_cast<int64_t>(scratch.size()) && chunks > 1;
     if (split) {
         const size_t places = static_cast<size_t>(pass.rows) * heads * chunks;
         if (parts->partials.size() < places) parts->partials.resize(places);
@@ -158,77 +158,90 @@ void AttendOp::prepare(const Pass& pass) {
     }
 }
 
-void AttendOp::attend(const Run& r, const Tile& tile, int64_t kv_head, int64_t h0, int64_t n, int64_t chunk,
-                      Partial* partial, float* result) const {
-    constexpr int kChunkPages = kChunkPositions / kPagePositions;
-    const KvCache& cache = *r.pass.cache;
-    const int64_t base = chunk * kChunkPositions, dim = shape.head_dim;
-    const int queries = tile.rows * static_cast<int>(n);
-    Scratch& mine = scratch[r.thread];
+AttendOp::Unit AttendOp::unit(int64_t i) const {
+    const auto count = static_cast<int64_t>(tiles.size());
+    const int64_t slice = i % slices(), tile = i / slices() % count, h0 = slice * step();
+    return {tiles[tile], i / slices() / count, h0, std::min(step(), group() - h0)};
+}
 
-    int first[kMaxQueries], last[kMaxQueries], begin = kChunkPositions, end = 0;
-    for (int t = 0; t < tile.rows; t++) {
-        const int64_t position = r.pass.positions[tile.row + t];
-        const auto from = std::clamp<int64_t>(first_seen(position) - base, 0, kChunkPositions);
-        const auto to = std::clamp<int64_t>(past_seen(position) - base, 0, kChunkPositions);
-        for (int64_t h = 0; h < n; h++) first[t * n + h] = static_cast<int>(from), last[t * n + h] = static_cast<int>(to);
-        if (from < to) begin = std::min<int>(begin, from), end = std::max<int>(end, to);
-        const float* head = row(*q, tile.row + t) + (kv_head * group() + h0) * dim;
-        for (int64_t h = 0; h < n; h++)
-            for (int64_t d = 0; d < dim; d++) mine.q[d * queries + t * n + h] = head[h * dim + d] * factor;
+KvChunk AttendOp::chunk(const Pass& pass, const Unit& u, int64_t index) const {
+    const KvCache& cache = *pass.cache;
+    const int64_t base = index * kChunkPositions;
+    const auto within = [&](int64_t position) { return static_cast<int>(std::clamp<int64_t>(position - base, 0, kChunkPositions)); };
+    KvChunk found{};
+    found.begin = within(first_seen(pass.positions[u.tile.row]));
+    found.end = within(past_seen(pass.positions[u.tile.row + u.tile.rows - 1]));
+    for (int p = found.begin / kPagePositions; p * kPagePositions < found.end; p++) {
+        found.keys[p] = cache.keys(u.tile.segment->sequence, layer, u.kv_head, base + p * kPagePositions);
+        found.values[p] = cache.values(u.tile.segment->sequence, layer, u.kv_head, base + p * kPagePositions);
     }
-    if (begin >= end) {
+    return found;
+}
+
+void AttendOp::attend(const Run& r, const Unit& u, int64_t index, const KvChunk& chunk, Partial* partial, float* result) const {
+    const int64_t base = index * kChunkPositions, dim = shape.head_dim;
+    const int queries = u.tile.rows * static_cast<int>(u.n);
+    if (chunk.begin >= chunk.end) {
         for (int i = 0; i < queries; i++) partial[i] = {-std::numeric_limits<float>::infinity(), 0};
         return;
     }
-    const void *keys[kChunkPages] = {}, *values[kChunkPages] = {};
-    for (int p = begin / kPagePositions; p * kPagePositions < end; p++) {
-        keys[p] = cache.keys(tile.segment->sequence, layer, kv_head, base + p * kPagePositions);
-        values[p] = cache.values(tile.segment->sequence, layer, kv_head, base + p * kPagePositions);
+    Scratch& mine = scratch[r.thread];
+    int first[kMaxQueries], last[kMaxQueries];
+    for (int t = 0; t < u.tile.rows; t++) {
+        const int64_t position = r.pass.positions[u.tile.row + t];
+        const auto from = std::clamp<int64_t>(first_seen(position) - base, 0, kChunkPositions);
+        const auto to = std::clamp<int64_t>(past_seen(position) - base, 0, kChunkPositions);
+        for (int64_t h = 0; h < u.n; h++) first[t * u.n + h] = static_cast<int>(from), last[t * u.n + h] = static_cast<int>(to);
+        const float* head = row(*q, u.tile.row + t) + (u.kv_head * group() + u.h0) * dim;
+        for (int64_t h = 0; h < u.n; h++)
+            for (int64_t d = 0; d < dim; d++) mine.q[d * queries + t * u.n + h] = head[h * dim + d] * factor;
     }
-    r.layer.attend_chunk(cache.type(), mine.q.data(), queries, dim, keys, values, begin, end, first, last,
-                         mine.weights.data(), partial, result);
+    r.layer.attend_chunk(r.pass.cache->type(), mine.q.data(), queries, dim, chunk, first, last, mine.weights.data(), partial, result);
 }
 
 void AttendOp::run(const Run& r) const {
-    const int64_t dim = shape.head_dim, step = std::min<int64_t>(group(), kMaxQueries);
-    const int64_t slices = (group() + step - 1) / step;  // of a KV head's query heads, when they are more than kMaxQueries
-    const int64_t per_tile = shape.kv_heads * slices, pieces = static_cast<int64_t>(tiles.size()) * per_tile;
+    const int64_t dim = shape.head_dim, count = units();
     Scratch& mine = scratch[r.thread];
-    r.each_piece(split ? pieces * chunks : pieces, [&](int64_t piece) {
-        const int64_t unit = split ? piece / chunks : piece;
-        const Tile& tile = tiles[unit / per_tile];
-        const int64_t kv_head = unit % per_tile / slices, h0 = unit % slices * step, n = std::min(step, group() - h0);
-        const int queries = tile.rows * static_cast<int>(n);
-        const int64_t first = first_seen(r.pass.positions[tile.row]) / kChunkPositions;
-        const int64_t last = (past_seen(r.pass.positions[tile.row + tile.rows - 1]) + kChunkPositions - 1) / kChunkPositions;
-        auto head_of = [&](int i) { return kv_head * group() + h0 + i % n; };
-        Partial partial[kMaxQueries];
-
-        if (split) {
-            const int64_t chunk = first_chunk + piece % chunks;
-            if (chunk < first || chunk >= last) return;
-            attend(r, tile, kv_head, h0, n, chunk, partial, mine.out.data());
-            for (int i = 0; i < queries; i++) {
-                const size_t at = place(tile.row + i / n, head_of(i), chunk);
+    const auto fetch = [](KvChunk& now, const KvChunk& next) {
+        if (next.keys[0] != now.keys[0]) std::copy(std::begin(next.keys), std::end(next.keys), now.ahead);
+    };
+    if (split) {
+        r.each_piece(count * chunks, [&](int64_t piece) {
+            const Unit u = unit(piece % count);
+            const int64_t index = first_chunk + piece / count;
+            KvChunk now = chunk(r.pass, u, index);
+            if (r.loop.goes_on(count * chunks, piece))
+                fetch(now, chunk(r.pass, unit((piece + 1) % count), first_chunk + (piece + 1) / count));
+            Partial partial[kMaxQueries];
+            attend(r, u, index, now, partial, mine.out.data());
+            for (int i = 0; i < u.tile.rows * u.n; i++) {
+                const size_t at = place(u.tile.row + i / u.n, u.kv_head * group() + u.h0 + i % u.n, index);
                 parts->partials[at] = partial[i];
                 if (partial[i].total > 0) std::memcpy(&parts->results[at * dim], &mine.out[i * dim], dim * sizeof(float));
             }
-            return;
-        }
-        Partial running[kMaxQueries];
+        });
+        return;
+    }
+    r.each_piece(count, [&](int64_t piece) {
+        const Unit u = unit(piece);
+        const int queries = u.tile.rows * static_cast<int>(u.n);
+        const int64_t last = (past_seen(r.pass.positions[u.tile.row + u.tile.rows - 1]) + kChunkPositions - 1) / kChunkPositions;
+        const auto result = [&](int i) { return row(*out, u.tile.row + i / u.n) + (u.kv_head * group() + u.h0 + i % u.n) * dim; };
+        Partial partial[kMaxQueries], running[kMaxQueries];
         for (int i = 0; i < queries; i++) {
             running[i] = {-std::numeric_limits<float>::infinity(), 0};
-            std::memset(row(*out, tile.row + i / n) + head_of(i) * dim, 0, dim * sizeof(float));
+            std::memset(result(i), 0, dim * sizeof(float));
         }
-        for (int64_t chunk = first; chunk < last; chunk++) {
-            attend(r, tile, kv_head, h0, n, chunk, partial, mine.out.data());
+        int64_t index = first_seen(r.pass.positions[u.tile.row]) / kChunkPositions;
+        for (KvChunk now = chunk(r.pass, u, index), next; index < last; index++, now = next) {
+            next = chunk(r.pass, u, index + 1);
+            fetch(now, next);
+            attend(r, u, index, now, partial, mine.out.data());
             for (int i = 0; i < queries; i++)
-                if (partial[i].total > 0)
-                    r.layer.merge(&running[i], row(*out, tile.row + i / n) + head_of(i) * dim, &partial[i], &mine.out[i * dim], dim);
+                if (partial[i].total > 0) r.layer.merge(&running[i], result(i), &partial[i], &mine.out[i * dim], dim);
         }
         for (int i = 0; i < queries; i++) {
-            const int64_t at = tile.row + i / n, column = head_of(i) * dim;
+            const int64_t at = u.tile.row + i / u.n, column = (u.kv_head * group() + u.h0 + i % u.n) * dim;
             if (running[i].total > 0) r.layer.scale(row(*out, at) + column, dim, 1.0f / running[i].total);
             r.wrote(*out, at, column, column + dim);
         }

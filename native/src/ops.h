@@ -108,6 +108,7 @@ struct AttendOp : Op {
     int64_t behind;
 
     struct Tile { const Segment* segment; int row, rows; };        // consecutive rows of one segment
+    struct Unit { Tile tile; int64_t kv_head, h0, n; };            // of its rows, heads [h0, h0 + n) of a KV head's group
     std::shared_ptr<AttendParts> parts;
     mutable std::vector<Tile> tiles;
     mutable int64_t first_chunk = 0, chunks = 0;                    // that any row sees
@@ -125,9 +126,12 @@ struct AttendOp : Op {
     }
     int64_t past_seen(int64_t position) const { return position + 1 - behind; }
     size_t place(int64_t row, int64_t head, int64_t chunk) const { return (row * heads + head) * chunks + chunk - first_chunk; }
-    // One chunk for the queries of a tile and a KV head (head offsets [h0, h0 + n) of its group).
-    void attend(const Run& r, const Tile& tile, int64_t kv_head, int64_t h0, int64_t n, int64_t chunk, Partial* partial,
-                float* result) const;
+    int64_t step() const { return std::min<int64_t>(group(), kMaxQueries); }       // heads of a unit
+    int64_t slices() const { return (group() + step() - 1) / step(); }             // of a group
+    int64_t units() const { return static_cast<int64_t>(tiles.size()) * shape.kv_heads * slices(); }
+    Unit unit(int64_t i) const;  // those that read the same keys and values follow one another
+    KvChunk chunk(const Pass& pass, const Unit& u, int64_t index) const;
+    void attend(const Run& r, const Unit& u, int64_t index, const KvChunk& chunk, Partial* partial, float* result) const;
 };
 
 struct MergeOp : Op {

@@ -13,6 +13,14 @@ constexpr int kPagePositions = 64;    // positions in a page of the cache
 constexpr int kChunkPositions = 256;  // attention is computed in chunks of this many positions, from position 0 on
 constexpr int kMaxQueries = 8;        // queries (rows x heads of one group) that share a read of the keys
 
+// One chunk of a sequence's keys and values for one KV head. Pages wholly outside [begin, end) are not read.
+struct KvChunk {
+    static constexpr int kPages = kChunkPositions / kPagePositions;
+    const void *keys[kPages], *values[kPages];
+    const void* ahead[kPages];  // key pages that are read next, to be fetched meanwhile; null for none
+    int begin, end;             // positions within the chunk that some query sees
+};
+
 // Part of an attention result: exp(score - peak) summed, and the values weighted by it.
 struct Partial {
     float peak;   // largest score; -inf if nothing was visible
@@ -55,13 +63,10 @@ struct LayerKernels {
     // d / kKvBlock * kPagePositions + position.
     void (*store_value)(KvType type, const float* value, int64_t dim, int position, void* page);
 
-    // Attention of `queries` queries over one chunk of a sequence's keys and values.
-    // q: [dim][queries] (already scaled); pages: the chunk's key and value pages (kChunkPositions / kPagePositions of
-    // each; those wholly outside [begin, end) are not read); begin, end: positions within the chunk that some query
-    // sees; query i sees [first[i], last[i]) of them. out: [queries][dim]; scratch: queries * kChunkPositions floats.
-    void (*attend_chunk)(KvType type, const float* q, int queries, int64_t dim, const void* const* key_pages,
-                         const void* const* value_pages, int begin, int end, const int* first, const int* last,
-                         float* scratch, Partial* partial, float* out);
+    // Attention of `queries` queries over one chunk of a sequence's keys and values, of which query i sees
+    // [first[i], last[i]). q: [dim][queries] (already scaled); out: [queries][dim]; scratch: queries * kChunkPositions floats.
+    void (*attend_chunk)(KvType type, const float* q, int queries, int64_t dim, const KvChunk& chunk, const int* first,
+                         const int* last, float* scratch, Partial* partial, float* out);
     // Folds a chunk's result (next, x) into the running one (total, out): the same steps whichever thread made them.
     void (*merge)(Partial* running, float* out, const Partial* next, const float* x, int64_t dim);
 };

@@ -35,6 +35,11 @@ public:
         });
     }
 
+    // Whether the thread whose chunk `i` is goes on with chunk i + 1, as far as one can say: others take the end of a section.
+    bool goes_on(int64_t chunks, int64_t i) const {
+        return i + 2 < chunks && ((i + 1) * threads_ - 1) / chunks == ((i + 3) * threads_ - 1) / chunks;
+    }
+
 private:
     friend class Loops;
     struct Section { int64_t begin, end; };  // chunks
