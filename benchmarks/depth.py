@@ -6,22 +6,21 @@ What drafts propose at a place depends on the text alone, so one plain decoding 
 records all that any control could have met. Controls are then run over the record in simulated time: passes cost what
 this machine's passes cost, measured first, and a drafted token what a step of the drafter does. Prints, for each kind
 of prompt, the speed over plain decoding of fixed depths and of automatic drafting, with and without the drafter; and
-how often tokens were right by the drafter's sureness (which decoding/acceptance.py starts from).
+how often tokens were right by how sure their source was (which decoding/acceptance.py starts from).
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 
 from gemma_mtp import Model, SamplingParams
-from gemma_mtp.decoding import AutoDepth, Confidence, DepthControl, FixedDepth, PromptLookup
+from gemma_mtp.decoding import AutoDepth, DepthControl, Draft, FixedDepth, Offer, PromptLookup
 from gemma_mtp.decoding.acceptance import DEPTHS, LEVELS
 from gemma_mtp.decoding.depth import Round
-from gemma_mtp.decoding.drafting import Draft, Ends, GrowingDraft
+from gemma_mtp.decoding.drafting import Ends, GrowingDraft
 from gemma_mtp.decoding.economy import Alone
-from gemma_mtp.decoding.progress import BESIDE, accept
+from gemma_mtp.decoding.progress import accept
 from gemma_mtp.engine.cost_shape import measured_shape
 from gemma_mtp.measuring.cost import measure_costs
 from gemma_mtp.prompts import NINE_KINDS
@@ -35,7 +34,7 @@ class Place:
     """What may be drafted after one token of a text."""
 
     drafter: Draft | None
-    lookup: tuple[Confidence, list[int]] | None
+    lookup: Draft
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ def record(model: Model, kind: str, params: SamplingParams) -> Record:
     lookup.advance(text)
     while len(text) <= params.max_tokens:
         drafter = engine.draft(sequence, 0, text[-1], MADE, params) if engine.drafts else None
-        confidence = lookup.confidence
-        places.append(Place(drafter, (confidence, lookup.propose(DEPTHS).tokens) if confidence else None))
+        places.append(Place(drafter, lookup.propose(DEPTHS)))
         text += engine.step(sequence, text[-1:], 1, params, len(ids)).tokens
         lookup.advance(text[-1:])
     engine.release(sequence)
@@ -74,29 +72,30 @@ def speed(record: Record, control: DepthControl, curve: list[float], step: float
     at, seconds = 0, 0.0
     while at < len(record.places):
         place, coming = record.places[at], record.text[at + 1 :]
-        drafts: list[tuple[Confidence, Draft]] = []
+        offers: list[Offer] = []
         if drafter and place.drafter:
-            drafts.append((Confidence("drafter", None), place.drafter))
-        if lookup and place.lookup:
-            drafts.append((place.lookup[0], Draft(place.lookup[1])))
-        if not drafts:
+            offers.append(Offer("drafter"))
+        if lookup and place.lookup.tokens:
+            offers.append(Offer("lookup", place.lookup))
+        if not offers:
             control.update(Round(None, 0, 0, 0, 0.0, curve[0]))
             seconds, at = seconds + curve[0], at + 1
             continue
-        limit = min(len(coming) - 1, len(curve) - 1)
-        choice = control.choose([confidence for confidence, _ in drafts], limit)
-        confidence, whole = drafts[choice.taken]
-        sure = confidence.level is None
-        made = ended(whole, choice.depth, choice.ends) if sure else Draft(whole.tokens[: choice.depth])
+        choice = control.choose(offers, min(len(coming) - 1, len(curve) - 1))
+        taken = offers[choice.taken]
+        if taken.draft is None and place.drafter:
+            made = ended(place.drafter, choice.depth, choice.ends)
+        else:
+            made = place.lookup.cut(choice.depth)
         drafted = len(made.tokens)
         right = accept(made.made, coming[: drafted + 1])
-        drafting = step * len(made.made) if sure else 0.0
-        done = Round(confidence, choice.depth, drafted, right, drafting, curve[drafted], made.sureness)
+        drafting = step * len(made.made) if taken.draft is None else 0.0
+        done = Round(taken.source, choice.depth, drafted, right, drafting, curve[drafted], made.sureness)
         control.update(done)
-        for other, proposal in drafts:
-            if other.level is not None and not (other is confidence and choice.depth):
-                asked = min(BESIDE, 1 + done.accepted, len(proposal.tokens))
-                control.observe(other, asked, accept(proposal.tokens[:asked], coming))
+        for other in offers:
+            if other.draft and not (other is taken and choice.depth):
+                told = other.draft.sureness[: 1 + done.accepted]
+                control.observe(other.source, told, accept(other.draft.tokens[: len(told)], coming))
         seconds += drafting + curve[drafted]
         at += 1 + done.accepted
     return at / seconds
@@ -126,7 +125,7 @@ def main() -> None:
     controls["auto, drafter"] = lambda one: speed(one, AutoDepth(Alone(shape)), curve, step, True, False)
     controls["auto, lookup"] = lambda one: speed(one, AutoDepth(Alone(shape)), curve, step, False, True)
     print(f"{'':18}", *(f"{name:>13}" for name in controls))
-    right: dict[int, list[bool]] = defaultdict(list)
+    right: dict[str, list[list[bool]]] = {name: [[] for _ in range(LEVELS)] for name in ("drafter", "lookup")}
     for decoding, settings, seeds in (("greedy", {}, 1), ("sampled", SAMPLED, asked.seeds)):
         gains: dict[str, list[float]] = {name: [] for name in controls}
         for kind in NINE_KINDS:
@@ -139,12 +138,14 @@ def main() -> None:
             print(f"{decoding} {kind:10}", *(f"{gains[name][-1]:13.3f}" for name in controls), flush=True)
             for one in records:
                 for at, place in enumerate(one.places):
-                    if place.drafter and place.drafter.tokens:
-                        right[place.drafter.sureness[0]].append(place.drafter.tokens[0] == one.text[at + 1])
+                    for name, draft in (("drafter", place.drafter), ("lookup", place.lookup)):
+                        if draft and draft.tokens:
+                            right[name][draft.sureness[0]].append(draft.tokens[0] == one.text[at + 1])
         for name, of_all in (("mean", geometric_mean), ("worst", min)):
             print(f"{decoding} {name:10}", *(f"{of_all(gains[one]):13.3f}" for one in controls))
-    if right:
-        print("right by sureness:", *(f"{fmean(right[i]):.2f} ({len(right[i])})" for i in range(LEVELS) if right[i]))
+    for name, levels in right.items():
+        shares = (f"{fmean(level):.2f} ({len(level)})" if level else "-" for level in levels)
+        print(f"right by sureness, {name}:", *shares)
 
 
 if __name__ == "__main__":

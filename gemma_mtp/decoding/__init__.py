@@ -1,7 +1,7 @@
 """Choosing tokens: sampling settings, draft sources, draft length, the draft-verify loop. Knows nothing of models."""
 
 from gemma_mtp.decoding.depth import AutoDepth, DepthControl, FixedDepth
-from gemma_mtp.decoding.drafting import Confidence, Drafting, DraftSource, PromptLookup, TrainedDrafter
+from gemma_mtp.decoding.drafting import Draft, Drafting, DraftSource, Offer, PromptLookup, TrainedDrafter
 from gemma_mtp.decoding.progress import Piece, Progress, Rows, TextStream, TokenLogprobs, Wanted, accept
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
@@ -9,11 +9,12 @@ from gemma_mtp.decoding.verification import Target, draft_and_verify
 
 __all__ = [
     "AutoDepth",
-    "Confidence",
     "DepthControl",
+    "Draft",
     "DraftSource",
     "Drafting",
     "FixedDepth",
+    "Offer",
     "Piece",
     "Progress",
     "PromptLookup",

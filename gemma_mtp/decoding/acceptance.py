@@ -1,4 +1,4 @@
-"""How often drafts are kept: running estimates that start from what is known of their kind."""
+"""How often drafted tokens are kept: running estimates that start from what is known of their kind."""
 
 from __future__ import annotations
 
@@ -8,64 +8,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemma_mtp import _native
-from gemma_mtp.decoding.drafting import Confidence
 
 DEPTHS = 8  # the most tokens that a draft of automatic length has
 LEVELS = _native.SURENESS_LEVELS
 
 
+# Acceptance by sureness that is expected of a source of which nothing has been seen: what tokens had on prose and code,
+# greedy and sampled (benchmarks/depth.py).
+PRIORS = {
+    "drafter": (0.17, 0.25, 0.32, 0.39, 0.47, 0.65, 0.85, 0.96),
+    "lookup": (0.22, 0.30, 0.45, 0.66, 0.76, 0.86, 0.88, 0.97),
+}
+_UNKNOWN = (0.4,) * LEVELS
+
+
 class Acceptance:
-    """Acceptance at each depth: exponential averages that start from a prior.
-
-    The prior of depth 1 is the estimate of what this is a part of (`parent`), that of depth i the estimate of depth
-    i - 1, so one observation says something about every depth. What was seen of a depth fades while it is not tried, so
-    that a bad start there is not held against it for good.
-    """
-
-    FIRST_PRIOR = 0.4
-    PRIOR_WEIGHT = 4.0  # observations that the prior counts for: a bad start should not end drafting for most of a text
-    DECAY = 0.98  # of past observations with each new one: a memory of about 50
-
-    def __init__(self, parent: Acceptance | None = None):
-        self._parent = parent
-        self._hits = [0.0] * DEPTHS
-        self._trials = [0.0] * DEPTHS
-
-    def estimate(self, index: int, prior: float | None = None) -> float:
-        """Acceptance at depth index + 1, given that of the depth before (the prior of depth 1 is known here)."""
-        if prior is None:
-            prior = self._parent.estimate(0) if self._parent is not None else self.FIRST_PRIOR
-        return (self._hits[index] + self.PRIOR_WEIGHT * prior) / (self._trials[index] + self.PRIOR_WEIGHT)
-
-    def observe(self, asked: int, accepted: int) -> None:
-        """A round that `asked` tokens were wanted of: what the source left out is as good as rejected."""
-        tried = min(accepted + 1, asked)
-        for i in range(DEPTHS):
-            self._hits[i] = self.DECAY * self._hits[i] + (i < accepted)
-            self._trials[i] = self.DECAY * self._trials[i] + (i < tried)
-        if self._parent is not None:
-            self._parent.observe(asked, accepted)
-
-
-class Sureness:
-    """Acceptance of the tokens of a source that says of each how sure it is, by depth and sureness; and how sure it is.
+    """Acceptance of a source's tokens, by depth and by how sure it is of them.
 
     A drafter's own probability is no acceptance: filters and shared noise make a token that it gives a tenth come true
     two times in five. How sure it is tells much, though: which tokens are worth checking, without a pass to see it.
     What a sureness means hardly differs between texts, so what others have taught (`parent`) counts for much.
     """
 
-    # Of eight levels, what a trained drafter's tokens had on prose and code, greedy and sampled (benchmarks/depth.py).
-    FIRST_PRIOR = (0.17, 0.25, 0.32, 0.39, 0.47, 0.65, 0.85, 0.96)
-    FIRST_WEIGHT = 4.0  # observations that it counts for
-    WEIGHT = 16.0  # the same of a parent's estimate, and of a level's as the prior of one depth
+    WEIGHT = 16.0  # observations that what others have taught counts for, or a level as the prior of one of its depths
+    GUESS_WEIGHT = 4.0  # the same of a prior that says nothing
     DECAY = 0.98  # of what was seen at a place with each new observation there
     FIRST_DECAY = 0.95  # with each draft
 
-    def __init__(self, parent: Sureness | None = None):
+    def __init__(self, prior: Sequence[float] | None = None, parent: Acceptance | None = None):
         self._parent = parent
-        self._prior = parent.levels() if parent else list(self.FIRST_PRIOR)
-        self._weight = self.WEIGHT if parent else self.FIRST_WEIGHT
+        self._prior = parent.levels() if parent else list(prior or _UNKNOWN)
+        self._weights = parent.weights() if parent else [self.WEIGHT if prior else self.GUESS_WEIGHT] * LEVELS
         self._levels = [_Average() for _ in range(LEVELS)]
         self._places = [[_Average() for _ in range(LEVELS)] for _ in range(DEPTHS)]
         self._table = np.array([self._prior] * DEPTHS, np.float32)
@@ -75,14 +48,23 @@ class Sureness:
 
     def levels(self) -> list[float]:
         """Acceptance by level, whatever the depth."""
-        known = zip(self._levels, self._prior, strict=True)
-        return [average.estimate(prior, self._weight) for average, prior in known]
+        known = zip(self._levels, self._prior, self._weights, strict=True)
+        return [average.estimate(prior, weight) for average, prior, weight in known]
+
+    def weights(self) -> list[float]:
+        """What these count for as a prior, in observations."""
+        known = zip(self._levels, self._weights, strict=True)
+        return [min(weight + average.trials, self.WEIGHT) for average, weight in known]
+
+    def estimate(self, depth: int, level: int) -> float:
+        """Acceptance at one place, of a token those before which are kept. depth: from 0."""
+        prior = self._levels[level].estimate(self._prior[level], self._weights[level])
+        return self._places[depth][level].estimate(prior, self.WEIGHT)
 
     def table(self) -> NDArray[np.float32]:
-        """float32 [DEPTHS, LEVELS]: acceptance by depth and level, of tokens those before which are kept."""
+        """float32 [DEPTHS, LEVELS]: `estimate` at every place."""
         for level in self._changed:
-            prior = self._levels[level].estimate(self._prior[level], self._weight)
-            self._table[:, level] = [places[level].estimate(prior, self.WEIGHT) for places in self._places]
+            self._table[:, level] = [self.estimate(depth, level) for depth in range(DEPTHS)]
         self._changed.clear()
         return self._table
 
@@ -124,14 +106,8 @@ class Experience:
 
     def __init__(self) -> None:
         self._sources: dict[str, Acceptance] = {}
-        self._classes: dict[Confidence, Acceptance] = {}
-        self._sure: dict[str, Sureness] = {}
 
-    def acceptance(self, confidence: Confidence) -> Acceptance:
-        """Of a class of proposals, with its source's as the prior."""
-        if confidence not in self._classes:
-            self._classes[confidence] = Acceptance(self._sources.setdefault(confidence.source, Acceptance()))
-        return self._classes[confidence]
-
-    def sureness(self, source: str) -> Sureness:
-        return self._sure.setdefault(source, Sureness())
+    def of(self, source: str) -> Acceptance:
+        if source not in self._sources:
+            self._sources[source] = Acceptance(PRIORS.get(source))
+        return self._sources[source]

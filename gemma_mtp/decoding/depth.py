@@ -11,14 +11,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from gemma_mtp.decoding.acceptance import DEPTHS, Acceptance, Sureness
-from gemma_mtp.decoding.drafting import Confidence, Ends
+from gemma_mtp.decoding.acceptance import DEPTHS, Acceptance
+from gemma_mtp.decoding.drafting import Draft, Ends, Offer
 from gemma_mtp.decoding.economy import Economy
 from gemma_mtp.errors import SettingsError
 
 
 class Choice(NamedTuple):
-    """For a round: which of the proposals on offer to take, its depth, and where its source should end it before."""
+    """For a round: which of the offers to take, its depth, and where its source should end it before."""
 
     taken: int
     depth: int
@@ -28,13 +28,13 @@ class Choice(NamedTuple):
 class Round(NamedTuple):
     """What became of a choice.
 
-    confidence: of the proposal taken, None when there was none on offer. asked: the depth chosen. drafted: the tokens
-    that the pass checked, right: how many of those made (one may have been left out) are what the target says.
-    sureness: the source's, of each token it made, if it tells. Seconds of drafting and of the pass over 1 + drafted
-    rows, and the experts that this read, in all layers together.
+    source: of the offer taken, None when there was none. asked: the depth chosen. drafted: the tokens that the pass
+    checked, right: how many of those made (one may have been left out) are what the target says. sureness: the
+    source's, of each token made. Seconds of drafting and of the pass over 1 + drafted rows, and the experts that this
+    read, in all layers together.
     """
 
-    confidence: Confidence | None
+    source: str | None
     asked: int
     drafted: int
     right: int
@@ -51,14 +51,18 @@ class Round(NamedTuple):
 class DepthControl(Protocol):
     """Chooses the depth of each round and learns from what became of it."""
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
-        """What the coming round does; its depth is 0..limit."""
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest draft that it chooses."""
+
+    def choose(self, offers: Sequence[Offer], limit: int) -> Choice:
+        """What the coming round does; its depth is 0..limit, and no more than a draft at hand has."""
 
     def update(self, done: Round) -> None:
         """Tells what became of it."""
 
-    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
-        """Tells of a proposal that was not taken: of its first `asked` tokens, `accepted` would have been kept."""
+    def observe(self, source: str, sureness: Sequence[int], right: int) -> None:
+        """Tells of a draft not taken: how sure its source was of what is decided by now, and how many were right."""
 
 
 class FixedDepth:
@@ -67,15 +71,15 @@ class FixedDepth:
     def __init__(self, depth: int):
         if depth < 0:
             raise SettingsError(f"The draft depth is {depth}: it must be 0 or more.")
-        self._depth = depth
+        self.longest = depth
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
-        return Choice(0, min(self._depth, limit))
+    def choose(self, offers: Sequence[Offer], limit: int) -> Choice:
+        return Choice(0, min(self.longest, limit))
 
     def update(self, done: Round) -> None:
         pass
 
-    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
+    def observe(self, source: str, sureness: Sequence[int], right: int) -> None:
         pass
 
 
@@ -95,11 +99,11 @@ class AutoDepth:
     lost must be positive ("utility" above 1 in Cascade, Saxena et al. 2025, arXiv 2506.20675), and the proposal and the
     depth that gain most are taken.
 
-    A source that says of each token how sure it is decides for itself, token by token, by what tokens of that sureness
-    were worth so far (Ends): it is asked for the longest draft. A text's drafts of such a source share what is learnt;
-    other proposals have an acceptance for each class.
+    A source says of each token how sure it is, and how often tokens of that sureness come true is learnt. Of a draft at
+    hand (Offer) the best length follows at once. A source that has to be asked decides for itself, token by token, by
+    what tokens were worth so far (Ends): it is asked for the longest draft.
 
-    What is not chosen is not observed, but for the proposals that cost nothing (DraftSource.free). So now and then a
+    What is not chosen is not observed, but for drafts that cost nothing. So now and then a
     round does something else: drafts while that does not pay, or decodes plainly where the cost of that was last
     measured long ago. What that may lose is kept under PROBE_SHARE of all tokens, plus a fixed allowance.
 
@@ -107,6 +111,7 @@ class AutoDepth:
     draft, none is thought about for as long as keeps it under OWN_SHARE of the passes.
     """
 
+    longest = DEPTHS
     MARGIN = 0.05  # tokens a round: less is not worth a draft, for costs and acceptance are but estimates
     HOLD = 0.04  # tokens a round: less is not worth a change of depth
     PROBE_EVERY = 8  # rounds at the soonest
@@ -120,10 +125,9 @@ class AutoDepth:
 
     def __init__(self, economy: Economy):
         self._economy = economy
-        self._acceptance: dict[Confidence, Acceptance] = {}
-        self._sureness: dict[str, Sureness] = {}
+        self._acceptance: dict[str, Acceptance] = {}
         self._further: dict[str, float] = {}  # what tokens after the first add, on the average
-        self._chosen: dict[Confidence, int] = {}
+        self._chosen: dict[str, int] = {}  # of the sources with drafts at hand
         self._plan = _Plan(0.0, 0)  # of the coming round
         self._probing = False
         self._plain_rounds = self.PROBE_EVERY  # since the last draft
@@ -133,7 +137,7 @@ class AutoDepth:
         self._thought = 0.0  # seconds that it took before the coming one
         self._idle = 0  # rounds to come that are not thought about
 
-    def choose(self, offers: Sequence[Confidence], limit: int) -> Choice:
+    def choose(self, offers: Sequence[Offer], limit: int) -> Choice:
         self._plan, self._probing, self._thought = _Plan(0.0, 0), False, 0.0
         if self._idle:
             self._idle -= 1
@@ -155,16 +159,22 @@ class AutoDepth:
         if not done.asked and self._economy.rate is not None:
             self._idle = min(int(self._own / (self.OWN_SHARE * self._economy.plain)), self.IDLE_MOST)
 
-    def _choice(self, offers: Sequence[Confidence], limit: int) -> Choice:
+    def _choice(self, offers: Sequence[Offer], limit: int) -> Choice:
         rate = self._economy.rate
         if rate is None or limit < 1:
             return Choice(0, 0)
-        plans = [self._offered(offer, limit, rate) for offer in offers]
+        plans = [
+            self._of_source(offer.source, limit, rate)
+            if offer.draft is None
+            else self._at_hand(offer.source, offer.draft, limit, rate)
+            for offer in offers
+        ]
         taken = max(range(len(offers)), key=lambda i: plans[i].gain)
         plan = plans[taken]
         budget = self.PROBE_SHARE * self._tokens + self.PROBE_ALLOWANCE - self._lost
         if plan.gain < self.MARGIN + rate * self._own:
-            price = rate * (self._economy.more(1) + self._economy.draft.seconds(offers[taken].source))
+            asking = self._economy.draft.seconds(offers[taken].source) if offers[taken].draft is None else 0.0
+            price = rate * (self._economy.more(1) + asking)
             self._probing = self._plain_rounds >= self.PROBE_EVERY and max(price, self.PROBE_CHARGE) <= budget
             plan = plan._replace(depth=1 if self._probing else 0)
         elif self._economy.plain_is_old and max(plan.gain, self.PROBE_CHARGE) <= budget:
@@ -175,14 +185,12 @@ class AutoDepth:
 
     def _take_in(self, done: Round) -> None:
         economy, drafting = self._economy, 0.0
-        if done.confidence is not None and done.asked:
-            source, steps = done.confidence.source, len(done.sureness) or min(done.drafted + 1, done.asked)
-            economy.draft.measure(source, done.seconds_draft / steps)
-            drafting = steps * economy.draft.seconds(source)
-            if done.confidence.level is None:
-                self._learn(done, drafting)
-            else:
-                self._of(done.confidence).observe(min(done.asked, DEPTHS), min(done.accepted, DEPTHS))
+        if done.source is not None and done.asked:
+            if self._plan.ends is not None and done.sureness:
+                economy.draft.measure(done.source, done.seconds_draft / len(done.sureness))
+                drafting = len(done.sureness) * economy.draft.seconds(done.source)
+                self._learn_further(done, drafting)
+            self._of(done.source).observe(done.sureness, done.right)
         rate = economy.rate
         if self._probing and rate is not None and done.asked:
             loss = rate * (economy.more(done.drafted) + drafting) - done.accepted
@@ -191,35 +199,32 @@ class AutoDepth:
             self._lost = max(0.0, self._lost + loss)  # one that paid buys the next
         economy.told(1 + done.accepted, done.drafted, drafting, done.seconds_pass, done.experts)
 
-    def observe(self, confidence: Confidence, asked: int, accepted: int) -> None:
+    def observe(self, source: str, sureness: Sequence[int], right: int) -> None:
         if self._thought:
-            self._of(confidence).observe(min(asked, DEPTHS), min(accepted, DEPTHS))
+            self._of(source).observe(sureness, right)
 
-    def _offered(self, offer: Confidence, limit: int, rate: float) -> _Plan:
-        return self._sure(offer.source, limit, rate) if offer.level is None else self._settled(offer, limit, rate)
-
-    def _settled(self, offer: Confidence, limit: int, rate: float) -> _Plan:
-        """The depth that gains most, or the one chosen last time if that is nearly as good."""
-        acceptance, draft = self._of(offer), self._economy.draft.seconds(offer.source)
-        gains, tokens, run, each = [0.0], 0.0, 1.0, None
-        for depth in range(1, limit + 1):
-            each = acceptance.estimate(depth - 1, each)
-            run *= each
-            tokens += run
-            gains.append(tokens - rate * (self._economy.more(depth) + depth * draft))
+    def _at_hand(self, source: str, draft: Draft, limit: int, rate: float) -> _Plan:
+        """The length of a draft that gains most, or the one chosen last time if that is nearly as good."""
+        acceptance, gains, tokens, together = self._of(source), [0.0], 0.0, 1.0
+        for depth, level in enumerate(draft.sureness[: min(limit, len(draft.tokens))]):
+            together *= acceptance.estimate(depth, level)
+            tokens += together
+            gains.append(tokens - rate * self._economy.more(depth + 1))
+            if together < self.MARGIN:
+                break  # what follows is hardly ever kept
         best = max(range(len(gains)), key=gains.__getitem__)
-        held = min(self._chosen.get(offer, 0), limit)
+        held = min(self._chosen.get(source, 0), len(gains) - 1)
         if held and gains[held] > self.MARGIN and gains[best] < gains[held] + self.HOLD:
             best = held
-        self._chosen[offer] = best
+        self._chosen[source] = best
         return _Plan(gains[best] if best else gains[1], best)
 
-    def _sure(self, source: str, limit: int, rate: float) -> _Plan:
-        """What to ask a source for that says how sure it is."""
-        sureness, step = self._sureness_of(source), rate * self._economy.draft.seconds(source)
+    def _of_source(self, source: str, limit: int, rate: float) -> _Plan:
+        """What to ask a source for."""
+        acceptance, step = self._of(source), rate * self._economy.draft.seconds(source)
         bars = self._bars(limit, rate)
-        table, mean = sureness.table()[:limit], max(sureness.mean(), 0.05)
-        worth = zip(sureness.first, table[0].tolist(), strict=True)
+        table, mean = acceptance.table()[:limit], max(acceptance.mean(), 0.05)
+        worth = zip(acceptance.first, table[0].tolist(), strict=True)
         first = sum(share * (chance - bars[0]) for share, chance in worth if chance > bars[0])
         go_on = [0.0, *((bar + step) / mean for bar in bars[1:])]
         ends = Ends(table, np.array(bars, np.float32), np.array(go_on, np.float32))
@@ -240,28 +245,22 @@ class AutoDepth:
             bars.append(rate * seconds)
         return bars[::-1]
 
-    def _learn(self, done: Round, drafting: float) -> None:
-        """What a draft of a source that says how sure it is has taught: what was expected of it, rather than what came
-        true of it, for that says the same with less noise."""
-        assert done.confidence is not None
-        source, ends, rate = done.confidence.source, self._plan.ends, self._economy.rate
-        if ends is not None and rate is not None and done.sureness:
-            together, expected, bar = 1.0, 0.0, float(ends.keep[0])
-            for depth, level in enumerate(done.sureness[: done.drafted]):
-                together *= float(ends.acceptance[depth, level])
-                expected += together
-            first = max(0.0, float(ends.acceptance[0, done.sureness[0]]) - bar) - rate * drafting / len(done.sureness)
-            gain = expected - rate * (self._economy.more(done.drafted) + drafting)
-            before = self._further.get(source, 0.0)
-            self._further[source] = before + (1 - self.FURTHER_DECAY) * (gain - first - before)
-        self._sureness_of(source).observe(done.sureness, done.right)
+    def _learn_further(self, done: Round, drafting: float) -> None:
+        """What later tokens of a draft that was asked for added: what was expected of them, rather than what came true,
+        for that says the same with less noise."""
+        ends, rate = self._plan.ends, self._economy.rate
+        if done.source is None or ends is None or rate is None:
+            return
+        together, expected, bar = 1.0, 0.0, float(ends.keep[0])
+        for depth, level in enumerate(done.sureness[: done.drafted]):
+            together *= float(ends.acceptance[depth, level])
+            expected += together
+        first = max(0.0, float(ends.acceptance[0, done.sureness[0]]) - bar) - rate * drafting / len(done.sureness)
+        gain = expected - rate * (self._economy.more(done.drafted) + drafting)
+        before = self._further.get(done.source, 0.0)
+        self._further[done.source] = before + (1 - self.FURTHER_DECAY) * (gain - first - before)
 
-    def _of(self, confidence: Confidence) -> Acceptance:
-        if confidence not in self._acceptance:
-            self._acceptance[confidence] = Acceptance(self._economy.experience.acceptance(confidence))
-        return self._acceptance[confidence]
-
-    def _sureness_of(self, source: str) -> Sureness:
-        if source not in self._sureness:
-            self._sureness[source] = Sureness(self._economy.experience.sureness(source))
-        return self._sureness[source]
+    def _of(self, source: str) -> Acceptance:
+        if source not in self._acceptance:
+            self._acceptance[source] = Acceptance(parent=self._economy.experience.of(source))
+        return self._acceptance[source]

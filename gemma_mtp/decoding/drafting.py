@@ -1,5 +1,7 @@
 """Draft sources: whatever proposes the tokens that a pass of the target then verifies."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -12,20 +14,8 @@ from gemma_mtp.decoding.sampling import SamplingParams
 S = TypeVar("S", contravariant=True)
 
 
-class Confidence(NamedTuple):
-    """A class of proposals: the kind of source, and how sure it is of the coming one, higher being surer; None: it says
-    of each token instead, once it has made it.
-
-    These are only names: the depth control learns how often the proposals of each class are kept.
-    """
-
-    source: str
-    level: int | None = 0
-
-
 class Ends(NamedTuple):
-    """Where a source that says how sure it is should end a draft. How likely tokens are to be kept together is the
-    product of their acceptance.
+    """Where a source should end a draft. How likely tokens are to be kept together is the product of their acceptance.
 
     acceptance: float32 [depths, SURENESS_LEVELS], by depth and sureness. keep: float32 [depths], what that product must
     be for a token to be checked; go_on: float32 [depths], what the one before must be for a token to be made at all.
@@ -37,17 +27,34 @@ class Ends(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A proposal. sureness: of each token, and then of the one left out, 0 to SURENESS_LEVELS - 1; empty if the source
-    does not tell. left_out: the token that it ended before."""
+    """A proposal. sureness: of each token, and then of the one left out, 0 to SURENESS_LEVELS - 1, higher being surer.
+    These are only names: what they are worth is learnt of each source. left_out: the token that it ended before."""
 
     tokens: list[int]
-    sureness: Sequence[int] = ()
+    sureness: Sequence[int]
     left_out: int | None = None
 
     @property
     def made(self) -> list[int]:
         """All tokens that were made, the one left out included."""
         return self.tokens if self.left_out is None else [*self.tokens, self.left_out]
+
+    def cut(self, depth: int) -> Draft:
+        """Its first tokens, the next one left out."""
+        if depth >= len(self.tokens):
+            return self
+        return Draft(self.tokens[:depth], self.sureness[: depth + 1], self.tokens[depth])
+
+
+NOTHING = Draft([], [])
+
+
+class Offer(NamedTuple):
+    """What a source has for the coming round. draft: all that it would propose, where making that costs next to
+    nothing; None: it has to be asked."""
+
+    source: str
+    draft: Draft | None = None
 
 
 class GrowingDraft:
@@ -86,20 +93,17 @@ class GrowingDraft:
 class DraftSource(Protocol):
     """Proposes what may follow a text. It is told the text as it is decided, so rejected tokens never reach it.
 
-    free: whether a proposal costs next to nothing, so that it may be asked for only to see whether it would have been
-    right.
+    name: what is learnt of its drafts is learnt of all sources of that name. free: whether a proposal costs next to
+    nothing, so that one is made each round, if only to see whether it would have been right.
     """
 
+    name: str
     free: bool
-
-    @property
-    def confidence(self) -> Confidence | None:
-        """The class of the coming proposal; None when there is nothing to propose."""
 
     def propose(self, depth: int, ends: Ends | None = None) -> Draft:
         """At most `depth` tokens to follow the text so far. Called at most once between calls of `advance`.
 
-        ends: where to end it before; a source that does not say how sure it is ignores that.
+        ends: where to end it before; one that is free is not told.
         """
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -122,21 +126,14 @@ class Drafting(Protocol[S]):
         """
 
 
-_DRAFTER = Confidence("drafter", None)
-
-
 class TrainedDrafter(Generic[S]):
     """Proposes what a drafter checkpoint says, from what the target's last pass left behind."""
 
-    free = False
+    name, free = "drafter", False
 
     def __init__(self, engine: Drafting[S], sequence: S, params: SamplingParams):
         self._engine, self._sequence, self._params = engine, sequence, params
         self._token, self._row = -1, 0
-
-    @property
-    def confidence(self) -> Confidence | None:
-        return _DRAFTER
 
     def propose(self, depth: int, ends: Ends | None = None) -> Draft:
         return self._engine.draft(self._sequence, self._row, self._token, depth, self._params, ends)
@@ -151,24 +148,16 @@ class PromptLookup:
     Costs a microsecond or two a token whatever the length of the text; the memory is about 150 bytes a token.
     """
 
-    free = True
+    name, free = "lookup", True
     LED_IN = 8  # tokens of the prompt's end that a prediction is put after, so that it is proposed from the start
 
-    def __init__(self, min_match: int = 2, prediction: Sequence[int] = ()):
-        """min_match: the shortest suffix, in tokens, that is worth a proposal. prediction: what somebody expects the
-        output to be, or to hold parts of."""
+    def __init__(self, prediction: Sequence[int] = ()):
+        """prediction: what somebody expects the output to be, or to hold parts of."""
         self._lookup = _native.SuffixLookup()
         self._prediction = prediction
-        self._min_match = min_match
-
-    @property
-    def confidence(self) -> Confidence | None:
-        """The class of the match's length: 2..3, 4..7, 8..15, 16 and more."""
-        length = self._lookup.match_length
-        return Confidence("lookup", min(length.bit_length(), 5)) if length >= self._min_match else None
 
     def propose(self, depth: int, ends: Ends | None = None) -> Draft:
-        return Draft(self._lookup.continuation(depth) if self._lookup.match_length >= self._min_match else [])
+        return Draft(*self._lookup.continuation(depth))
 
     def advance(self, tokens: Sequence[int]) -> None:
         if self._prediction and not len(self._lookup):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from gemma_mtp.decoding.depth import DepthControl, Round
-from gemma_mtp.decoding.drafting import Confidence, Draft, DraftSource
+from gemma_mtp.decoding.drafting import NOTHING, Draft, DraftSource, Offer
 from gemma_mtp.decoding.grammar import Constraint, Masks
 from gemma_mtp.decoding.sampling import SamplingParams
 from gemma_mtp.decoding.stats import Stats
@@ -20,7 +20,6 @@ Origin = Literal["target", "draft"]
 
 PROMPT_CHUNK = 512  # tokens a pass of the prompt; between passes a generation can be cancelled
 SCORED_CHUNK = 64  # the same where each of them gives log probabilities
-BESIDE = 4  # tokens that a free proposal is asked for where another is taken
 FORCED = 15  # tokens that a round takes from a constraint: the fewest drafts that an engine takes in one
 
 
@@ -148,10 +147,10 @@ class Progress:
         self._clock = clock
         self._pieces: list[Piece] = []  # made but not yet handed out
         self._wanted: Wanted | None = None
-        self._confidence: Confidence | None = None  # of the proposal in the coming pass
+        self._source: str | None = None  # of the draft in the coming pass
         self._asked = 0  # the depth chosen for it
-        self._draft = Draft([])  # what it is
-        self._beside: list[tuple[Confidence, list[int]]] = []  # proposals that are not in it
+        self._draft = NOTHING  # what it is
+        self._beside: list[tuple[str, Draft]] = []  # drafts that are not in it
         self._forced = False  # whether its drafts are what the constraint forces
         self._started: float | None = None  # when the prompt, and then the round, began
         self._drafted = 0.0  # when the round's drafts were there
@@ -268,25 +267,37 @@ class Progress:
         self._started = self._clock()
         drafts: list[int] = []
         allowed = None
-        self._confidence, self._asked, self._draft, self._beside, self._forced = None, 0, Draft([]), [], False
+        self._source, self._asked, self._draft, self._beside, self._forced = None, 0, NOTHING, [], False
         # The last token wanted needs no draft after it, and the pass must fit the context.
         room = min(self.params.max_tokens - len(self.tokens), self._context - self.length, most) - 1
         if self._constraint and self._depth is not None and room > 0:
             drafts = self._constraint.forced(min(room, FORCED))
             self._forced = bool(drafts)
-        offers = [(source, offer) for source in self._sources if (offer := source.confidence) is not None]
-        if offers and room > 0 and self._depth is not None and not self._forced:
-            choice = self._depth.choose([offer for _, offer in offers], room)
-            source, self._confidence = offers[choice.taken]
-            if choice.depth:
-                self._asked, self._draft = choice.depth, source.propose(choice.depth, choice.ends)
+        if room > 0 and self._depth is not None and not self._forced:
+            self._draft_round(self._depth, room)
             drafts = self._draft.tokens
-            others = [(one, offer) for one, offer in offers if one.free and not (one is source and choice.depth)]
-            self._beside = [(offer, one.propose(BESIDE).tokens) for one, offer in others]
         if self._constraint:
             drafts, allowed = self._constraint.allow(drafts)
         self._drafted = self._clock()
         return Wanted([self.tokens[-1], *drafts], 1 + len(drafts), allowed=allowed)
+
+    def _draft_round(self, control: DepthControl, room: int) -> None:
+        """Draws the round's draft, of at most `room` tokens, and keeps those at hand that are not taken."""
+        offers: list[tuple[DraftSource, Offer]] = []
+        for source in self._sources:
+            draft = source.propose(min(room, control.longest)) if source.free else None
+            if draft is None or draft.tokens:
+                offers.append((source, Offer(source.name, draft)))
+        if not offers:
+            return
+        choice = control.choose([offer for _, offer in offers], room)
+        source, offer = offers[choice.taken]
+        self._source = source.name
+        if choice.depth:
+            self._asked = choice.depth
+            self._draft = offer.draft.cut(choice.depth) if offer.draft else source.propose(choice.depth, choice.ends)
+        others = (one for one in offers if not (one[0] is source and choice.depth))
+        self._beside = [(other.source, other.draft) for _, other in others if other.draft]
 
     def _take_round(self, drafts: Sequence[int], rows: Rows) -> None:
         assert self._started is not None
@@ -295,7 +306,7 @@ class Progress:
         kept = self._keep(rows, accepted)
         if self._depth is not None and not self._forced:  # what is certain says nothing of the sources
             done = Round(
-                self._confidence,
+                self._source,
                 self._asked,
                 len(drafts),
                 accept(self._draft.made, rows.tokens),
@@ -305,9 +316,9 @@ class Progress:
                 rows.experts,
             )
             self._depth.update(done)
-            for offer, proposal in self._beside:
-                asked = min(len(proposal), kept)
-                self._depth.observe(offer, asked, accept(proposal[:asked], rows.tokens))
+            for name, draft in self._beside:
+                told = draft.sureness[:kept]
+                self._depth.observe(name, told, accept(draft.tokens[: len(told)], rows.tokens))
         self.stats.count_round(len(drafts), min(accepted, kept), self._clock() - self._started)
 
     def _keep(self, rows: Rows, accepted: int) -> int:

@@ -66,7 +66,11 @@ void bind_sampler(nb::module_& m) {
         .def("extend", [](SuffixLookup& self, const Tokens& tokens) { self.extend(tokens); }, "tokens"_a)
         .def_prop_ro("match_length", &SuffixLookup::match_length)
         .def_prop_ro("match_end", &SuffixLookup::match_end)
-        .def("continuation", &SuffixLookup::continuation, "count"_a)
+        .def("continuation", [](const SuffixLookup& self, int64_t count) {
+                 SuffixLookup::Continuation found = self.continuation(count);
+                 return std::pair(std::move(found.tokens), std::move(found.sureness));
+             },
+             "count"_a, "What followed there: `count` tokens, and how sure each is, 0 to SURENESS_LEVELS - 1.")
         .def("__len__", &SuffixLookup::size);
 }
 

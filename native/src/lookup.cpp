@@ -1,9 +1,21 @@
 #include "gmtp/lookup.h"
 
+#include <algorithm>
+#include <bit>
+
+#include "gmtp/drafter.h"
+
 namespace gmtp {
 namespace {
 // How many shorter suffixes learn of each new occurrence. The rest keep an older one, which is as true, only less recent.
 constexpr int kRefreshed = 16;
+
+// Sureness of a token that followed a string of 1, 2..3, 4..7, 8..15, 16 and more tokens: where other tokens followed it as
+// well, where it was followed once, and where it was followed by this token each of several times. What levels are worth is
+// learnt (decoding/acceptance.py); here are set apart what had different acceptance (decision 11).
+constexpr int kLengths = 5;
+constexpr int32_t kSureness[3][kLengths] = {{0, 0, 1, 1, 1}, {0, 2, 3, 4, 5}, {4, 5, 6, 7, 7}};
+static_assert(kSurenessLevels == 8);
 }  // namespace
 
 SuffixLookup::SuffixLookup() : slots_(1024, -1) {
@@ -17,6 +29,8 @@ void SuffixLookup::extend(std::span<const int32_t> tokens) {
 
 void SuffixLookup::append(int32_t token) {
     text_.push_back(token);
+    int32_t suffix = last_;
+    for (int i = 0; i <= kRefreshed && suffix > 0; i++, suffix = states_[suffix].link) states_[suffix].followed++;
     const int32_t end = static_cast<int32_t>(text_.size());
     const int32_t whole = add_state(end);
     int32_t p = last_;
@@ -32,6 +46,7 @@ void SuffixLookup::append(int32_t token) {
             const int32_t split = add_state(states_[p].length + 1);
             states_[split].link = states_[q].link;
             states_[split].end = states_[q].end;
+            states_[split].followed = states_[q].followed;
             for (int32_t e = states_[q].edges; e >= 0; e = edges_[e].next) {
                 const Edge edge = edges_[e];
                 add_edge(split, edge.token, edge.to);
@@ -47,19 +62,34 @@ void SuffixLookup::append(int32_t token) {
     for (int i = 0; i <= kRefreshed && s > 0; i++, s = states_[s].link) states_[s].end = end;
 }
 
-std::vector<int32_t> SuffixLookup::continuation(int64_t count) const {
-    std::vector<int32_t> tokens;
-    if (match_length() == 0) return tokens;
-    tokens.reserve(count);
+SuffixLookup::Continuation SuffixLookup::continuation(int64_t count) const {
+    Continuation found;
+    int32_t state = states_[last_].link_or_root(), length = match_length();
+    if (length == 0) return found;
     for (int64_t i = 0; i < count; i++) {
         const int64_t at = match_end_ + i;
-        tokens.push_back(at < size() ? text_[at] : tokens[at - size()]);
+        const int32_t token = at < size() ? text_[at] : found.tokens[at - size()];
+        const int32_t* next = find(state, token);
+        while (!next && state > 0) {  // the occurrence ran into the end of the text
+            state = states_[state].link, length = states_[state].length;
+            next = find(state, token);
+        }
+        found.tokens.push_back(token);
+        found.sureness.push_back(sureness(state, length));
+        if (next) state = *next, length++;
     }
-    return tokens;
+    return found;
+}
+
+int32_t SuffixLookup::sureness(int32_t state, int32_t length) const {
+    if (length == 0) return 0;
+    const State& s = states_[state];
+    const bool others = s.edges >= 0 && edges_[s.edges].next >= 0;
+    return kSureness[others ? 0 : s.followed > 1 ? 2 : 1][std::min<int>(std::bit_width(static_cast<uint32_t>(length)), kLengths) - 1];
 }
 
 int32_t SuffixLookup::add_state(int32_t length) {
-    states_.push_back({length, 0, 0, -1});
+    states_.push_back({length, 0, 0, -1, 0});
     return static_cast<int32_t>(states_.size()) - 1;
 }
 

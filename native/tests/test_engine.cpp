@@ -375,7 +375,10 @@ void test_lookup() {
             longest = std::max<int64_t>(longest, static_cast<int64_t>(n));
         }
         check(lookup.match_length() == longest, "the longest match is found");
-        check(lookup.continuation(8).size() == (longest ? 8u : 0u), "a match is continued");
+        const SuffixLookup::Continuation found = lookup.continuation(8);
+        check(found.tokens.size() == (longest ? 8u : 0u), "a match is continued");
+        check(found.sureness.size() == found.tokens.size(), "each token has a sureness");
+        for (int32_t level : found.sureness) check(level >= 0 && level < kSurenessLevels, "there are so many levels");
     }
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gemma_mtp import _native
-from gemma_mtp.decoding import Confidence, Rows, SamplingParams, TokenLogprobs
+from gemma_mtp.decoding import Rows, SamplingParams, TokenLogprobs
 from gemma_mtp.decoding.drafting import Draft, Ends
 from gemma_mtp.decoding.grammar import Masks
 
@@ -106,7 +106,7 @@ class FakeText:
 class OracleDrafts:
     """Knows the text to come, and proposes it rightly with a given probability a token."""
 
-    free = False
+    name, free = "oracle", False
 
     def __init__(self, prompt: Sequence[int], output: Sequence[int], right: float, seed: int = 0):
         self._text = [*prompt, *output]
@@ -114,13 +114,10 @@ class OracleDrafts:
         self._rng = np.random.default_rng(seed)
         self.at = 0
 
-    @property
-    def confidence(self) -> Confidence | None:
-        return Confidence("oracle")
-
     def propose(self, depth: int, ends: Ends | None = None) -> Draft:
         coming = (self._text[self.at : self.at + depth] + [0] * depth)[:depth]
-        return Draft([t if self._rng.random() < self._right else (t + 1) % VOCAB for t in coming])
+        drafted = [t if self._rng.random() < self._right else (t + 1) % VOCAB for t in coming]
+        return Draft(drafted, [0] * depth)
 
     def advance(self, tokens: Sequence[int]) -> None:
         if self._text[self.at : self.at + len(tokens)] != list(tokens):

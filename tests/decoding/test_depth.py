@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gemma_mtp import _native
-from gemma_mtp.decoding import AutoDepth, Confidence, FixedDepth
+from gemma_mtp.decoding import AutoDepth, Draft, FixedDepth, Offer
 from gemma_mtp.decoding.depth import Round
 from gemma_mtp.decoding.economy import Alone, CostShape, Experts
 from gemma_mtp.errors import SettingsError
@@ -15,23 +15,38 @@ KINK = [1, 1.5, 1.55, 1.6, 1.65, 1.7, 1.75, 1.8, 1.85]
 CURVES = {"steep": STEEP, "flat": FLAT, "kink": KINK}
 
 
-def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, draft=0.002, confidences=1):
-    """Seconds for so many tokens. acceptance(token, confidence) is the chance of each draft there."""
+LONGEST = 8
+
+
+def at_hand(*sureness, source="test"):
+    return Offer(source, Draft([0] * len(sureness), sureness))
+
+
+ALIKE = at_hand(*[0] * LONGEST)
+
+
+def simulate(control, curve, acceptance, tokens=2000, seed=0, noise=0.0, levels=1):
+    """Seconds for so many tokens with drafts at hand, the tokens of each being of one of so many sureness levels.
+    acceptance(token, level) is the chance of each token there."""
     rng = np.random.default_rng(seed)
     done, seconds, depths = 0, 0.0, []
     while done < tokens:
-        confidence = int(rng.integers(confidences))
-        offer = Confidence("test", confidence)
+        level = int(rng.integers(levels))
+        offer = at_hand(*[level] * (len(curve) - 1))
         depth = control.choose([offer], len(curve) - 1).depth
-        accepted = 0
-        while accepted < depth and rng.random() < acceptance(done, confidence):
-            accepted += 1
+        made = offer.draft.cut(depth)
+        right = 0
+        while right < len(made.made) and rng.random() < acceptance(done, level):
+            right += 1
         cost = curve[depth] * np.exp(noise * rng.standard_normal())
         if noise and rng.random() < 0.02:
             cost *= 4  # another process took the core
-        control.update(Round(offer, depth, depth, accepted, depth * draft, cost))
-        done += 1 + accepted
-        seconds += curve[depth] + depth * draft  # judged without the noise
+        round = Round("test", depth, depth, right, 0.0, cost, made.sureness)
+        control.update(round)
+        if not depth:
+            control.observe("test", [level], min(right, 1))
+        done += 1 + round.accepted
+        seconds += curve[depth]  # judged without the noise
         depths.append(depth)
     return seconds * tokens / done, depths
 
@@ -47,10 +62,10 @@ def best_fixed(curve, acceptance, **options):
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @pytest.mark.parametrize("tokens", [200, 5000])
-@pytest.mark.parametrize("confidences", [1, 4])
-def test_text_that_never_accepts_costs_next_to_nothing(curve, noise, tokens, confidences):
+@pytest.mark.parametrize("levels", [1, 4])
+def test_text_that_never_accepts_costs_next_to_nothing(curve, noise, tokens, levels):
     curve = CURVES[curve]
-    seconds, _ = simulate(auto(curve), curve, lambda *_: 0.0, tokens=tokens, noise=noise, confidences=confidences)
+    seconds, _ = simulate(auto(curve), curve, lambda *_: 0.0, tokens=tokens, noise=noise, levels=levels)
     assert tokens / seconds >= 0.98
 
 
@@ -75,15 +90,16 @@ def test_a_curve_like_llama_cpps_is_not_drafted_on(share):
     assert np.mean(np.array(depths[100:]) > 0) < 0.1  # probes
 
 
-def test_each_confidence_has_a_depth_of_its_own():
-    def acceptance(_, confidence):
-        return (0.05, 0.95)[confidence]
+def test_drafts_of_each_sureness_have_a_depth_of_their_own():
+    def acceptance(_, level):
+        return (0.05, 0.95)[level]
 
     control = auto(FLAT)
-    seconds, _ = simulate(control, FLAT, acceptance, confidences=2)
-    assert seconds < 0.95 * best_fixed(FLAT, acceptance, confidences=2)
-    assert control.choose([Confidence("test", 0)], 8)[1] <= 1
-    assert control.choose([Confidence("test", 1)], 8)[1] >= 4
+    seconds, _ = simulate(control, FLAT, acceptance, levels=2)
+    assert seconds < 0.95 * best_fixed(FLAT, acceptance, levels=2)
+    assert control.choose([at_hand(*[0] * 8)], 8).depth <= 1
+    assert control.choose([at_hand(*[1] * 8)], 8).depth >= 4
+    assert control.choose([at_hand(1, 1, 0, 0, 0, 0, 0, 0)], 8).depth <= 3
 
 
 def test_follows_a_text_that_changes():
@@ -122,17 +138,16 @@ def test_recovers_after_a_spell_of_load():
 def test_an_expensive_drafter_is_not_asked():
     curve = FLAT
     control = auto(curve)
-    seconds, depths = simulate(control, curve, lambda *_: 0.5, draft=0.6)
-    assert seconds < 1.03 * 2000
-    assert np.mean(np.array(depths) > 0) < 0.15  # probes, half of which gain a token
+    assert simulate_sure(control, curve, [0], [0.5] * LEVELS, tokens=2000, draft=0.6) < 1.03 * 2000
 
 
 def test_limits_are_kept():
     control = auto([1, 1, 1, 1])
-    offers = [Confidence("test")]
+    offers = [ALIKE]
     assert control.choose(offers, 8)[:2] == (0, 3)
     assert control.choose(offers, 1)[:2] == (0, 1)
     assert FixedDepth(5).choose(offers, 2)[:2] == (0, 2)
+    assert control.choose([at_hand(0, 0)], 8)[:2] == (0, 2)
     assert auto([1.0]).choose(offers, 8)[:2] == (0, 0)
 
 
@@ -140,14 +155,14 @@ def test_limits_are_kept():
 def test_the_source_that_gains_more_is_taken(better):
     """Two sources always on offer; what each would have gained is known from their acceptance alone."""
     control, rng = auto(FLAT), np.random.default_rng(0)
-    offers, chances, taken = [Confidence("a"), Confidence("b")], [0.5, 0.5], []
+    offers, chances, taken = [at_hand(*[0] * LONGEST, source=name) for name in "ab"], [0.5, 0.5], []
     chances[better] = 0.9
     for _ in range(2000):
         which, depth = control.choose(offers, 8)[:2]
         accepted = 0
         while accepted < depth and rng.random() < chances[which]:
             accepted += 1
-        control.update(Round(offers[which], depth, depth, accepted, depth * 0.002, FLAT[depth]))
+        control.update(Round("ab"[which], depth, depth, accepted, 0.0, FLAT[depth], [0] * depth))
         taken.append(which)
     assert np.mean(np.array(taken[500:]) == better) > 0.9
 
@@ -165,7 +180,7 @@ def simulate_sure(control, curve, says, chances, tokens=4000, draft=0.02):
     """As `simulate`, of a source that says of each token how sure it is. The i-th token ahead is of sureness
     says[(done + i) % len(says)], and has the chance chances[sureness]."""
     rng = np.random.default_rng(0)
-    done, seconds, offer = 0, 0.0, Confidence("test", None)
+    done, seconds, offer = 0, 0.0, Offer("test")
     while done < tokens:
         choice = control.choose([offer], len(curve) - 1)
         ends, together = choice.ends, 1.0
@@ -180,7 +195,7 @@ def simulate_sure(control, curve, says, chances, tokens=4000, draft=0.02):
         right = 0
         while right < len(made) and rng.random() < chances[made[right]]:
             right += 1
-        round = Round(offer, choice.depth, drafted, right, len(made) * draft, curve[drafted], made)
+        round = Round("test", choice.depth, drafted, right, len(made) * draft, curve[drafted], made)
         control.update(round)
         done += 1 + round.accepted
         seconds += curve[drafted] + len(made) * draft
@@ -215,22 +230,11 @@ def test_sureness_that_says_nothing_is_no_worse_than_a_fixed_depth(curve, chance
     assert simulate_sure(auto(curve), curve, says, [chance] * LEVELS) < 1.1 * fixed
 
 
-def test_a_source_that_never_gets_as_far_as_asked_is_not_taken_to_be_right_there():
-    control = auto(FLAT)
-    offer = Confidence("test")
-    for _ in range(200):
-        choice = control.choose([offer], 8)
-        drafted = min(choice.depth, 2)
-        control.update(Round(offer, choice.depth, drafted, drafted, 0.002 * drafted, FLAT[drafted]))
-    assert control.choose([offer], 8).depth <= 3
-
-
 def test_the_curve_starts_with_the_first_plain_pass():
     control = AutoDepth(Alone(CostShape(FLAT)))
-    offers = [Confidence("test")]
-    assert control.choose(offers, 8)[:2] == (0, 0)
-    control.update(Round(offers[0], 0, 0, 0, 0.0, 0.5))
-    assert control.choose(offers, 8).depth > 0
+    assert control.choose([ALIKE], 8)[:2] == (0, 0)
+    control.update(Round("test", 0, 0, 0, 0.0, 0.5))
+    assert control.choose([ALIKE], 8).depth > 0
 
 
 def test_the_experts_that_a_longer_draft_would_wake_have_their_price():
@@ -240,12 +244,12 @@ def test_the_experts_that_a_longer_draft_would_wake_have_their_price():
 
     def drafts(woken: int) -> float:
         control, rng, depths = AutoDepth(Alone(shape, seconds=1.0)), np.random.default_rng(0), []
-        offer = Confidence("test")
         for _ in range(300):
-            depth = control.choose([offer], 8).depth
+            depth = control.choose([ALIKE], 8).depth
             accepted = int(np.argmin([*(rng.random(depth) < 0.7), False]))
             experts = 8 + woken * depth
-            control.update(Round(offer, depth, depth, accepted, 0.0, 1 + 0.05 * (experts - 8), experts=experts))
+            told = Round("test", depth, depth, accepted, 0.0, 1 + 0.05 * (experts - 8), [0] * depth, experts)
+            control.update(told)
             depths.append(depth)
         return float(np.mean(depths[20:]))
 

@@ -40,9 +40,9 @@ def test_matches_equal_brute_force_after_every_token(text, cuts):
         assert lookup.match_length == length
         if length:
             assert lookup.match_end in ends
-            assert lookup.continuation(7) == continuation(text[: i + 1], lookup.match_end, 7)
+            assert lookup.continuation(7)[0] == continuation(text[: i + 1], lookup.match_end, 7)
         else:
-            assert lookup.continuation(7) == []
+            assert lookup.continuation(7) == ([], [])
     # The chunking of the text makes no difference.
     chunked = _native.SuffixLookup()
     edges = [0, *sorted(c for c in cuts if c <= len(text)), len(text)]
@@ -71,29 +71,47 @@ def test_proposals_continue_a_repetition_past_the_end_of_the_text():
     assert lookup.propose(8).tokens == [2, 3, 1, 2, 3, 1, 2, 3]
 
 
-def test_short_matches_propose_nothing():
-    lookup = PromptLookup(min_match=3)
-    lookup.advance([1, 2, 3, 9, 2, 3])
-    assert lookup.confidence is None
-    assert lookup.propose(4).tokens == []
-    lookup.advance([9, 2])
-    assert lookup.confidence is not None
-    assert lookup.propose(2).tokens == [3, 9]
-
-
-def test_confidence_grows_with_the_match():
-    classes = []
-    for length in (1, 2, 3, 4, 8, 15, 16, 200):
+def test_what_followed_longer_strings_more_often_and_alone_is_surer():
+    def first(*text):
         lookup = PromptLookup()
-        lookup.advance([1000, *range(length), 1001, *range(length)])
-        classes.append(lookup.confidence)
-    levels = [confidence and confidence.level for confidence in classes]
-    assert levels == [None, 2, 2, 3, 4, 4, 5, 5]
+        lookup.advance(text)
+        return lookup.propose(1).sureness[0]
+
+    once = [first(1000, *range(length), 1001, *range(length)) for length in (1, 2, 3, 4, 8, 15, 16, 200)]
+    assert once == [0, 2, 2, 3, 4, 4, 5, 5]
+    twice = [first(*[*range(length), 1001] * 2, 1002, *range(length)) for length in (1, 2, 4, 8, 16)]
+    assert twice == [4, 5, 6, 7, 7]
+    otherwise = [first(*range(length), 1001, *range(length), 1002, *range(length)) for length in (1, 2, 4, 8, 16)]
+    assert otherwise == [0, 0, 1, 1, 1]
+
+
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=16))
+@settings(max_examples=300, deadline=None)
+def test_sureness_is_that_of_its_definition(text):
+    """As far as the occurrence goes on in the text: how long the string is, what else followed it, and how often."""
+    lookup = _native.SuffixLookup()
+    lookup.extend(text)
+    tokens, sureness = lookup.continuation(8)
+    levels = {(0, True): (0, 0, 1, 1), (1, False): (0, 2, 3, 4), (2, False): (4, 5, 6, 7)}
+    for i, token in enumerate(tokens[: len(text) - lookup.match_end]):
+        string = [*text, *tokens[:i]][len(text) - lookup.match_length :]
+        starts = range(len(text) - len(string))
+        followed = [text[at + len(string)] for at in starts if text[at : at + len(string)] == string]
+        assert token in followed
+        alone = len(set(followed)) == 1
+        table = levels[min(len(followed), 2) if alone else 0, not alone]
+        assert sureness[i] == table[len(string).bit_length() - 1]
 
 
 def test_an_empty_source_proposes_nothing():
-    assert PromptLookup().propose(3).tokens == []
-    assert PromptLookup().confidence is None
+    assert PromptLookup().propose(3) == Draft([], [])
+
+
+def test_what_a_cut_leaves_out_is_still_known():
+    draft = Draft([5, 6, 7], [3, 2, 1])
+    assert draft.cut(1) == Draft([5], [3, 2], 6)
+    assert draft.cut(3) == draft
+    assert draft.cut(1).made == [5, 6]
 
 
 def grown(depth, ends, *, tokens=range(10, 20), sureness=(3, 2, 1, 0, 3, 3, 3, 3, 3, 3)):

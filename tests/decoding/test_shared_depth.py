@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from gemma_mtp.decoding import AutoDepth, Confidence
+from gemma_mtp.decoding import AutoDepth, Draft, Offer
 from gemma_mtp.decoding.acceptance import DEPTHS
 from gemma_mtp.decoding.costs import PassCost
 from gemma_mtp.decoding.depth import Round
 from gemma_mtp.decoding.economy import CostShape, Shared
 
-OFFER = Confidence("test")
 LIMIT = 8
+OFFER = Offer("test", Draft([0] * LIMIT, [0] * LIMIT))
 
 
 def cost(fixed: float, rows: int) -> float:
@@ -33,7 +33,7 @@ def rate(sequences: int, fixed: float, right: float, depth: int | None, noise: f
         given = 0
         for control, drafts in zip(controls, drafted, strict=True):
             accepted = int(np.argmin([*(rng.random(drafts) < right), False]))
-            control.update(Round(OFFER, drafts, drafts, accepted, 0.0, seen))
+            control.update(Round("test", drafts, drafts, accepted, 0.0, seen, [0] * drafts))
             given += 1 + accepted
         shared.measure(sequences, rows, given, seen, seen)
         tokens, seconds = tokens + given, seconds + true
@@ -65,7 +65,7 @@ def test_the_fuller_the_machine_the_less_it_drafts() -> None:
         for _ in range(200):
             chosen = [control.choose([OFFER], LIMIT)[1] for control in controls]
             for control, depth in zip(controls, chosen, strict=True):
-                control.update(Round(OFFER, depth, depth, depth // 2, 0.0, 0.0))
+                control.update(Round("test", depth, depth, depth // 2, 0.0, 0.0, [0] * depth))
             rows = sequences + sum(chosen)
             shared.measure(sequences, rows, rows - sum(chosen) // 2, cost(0.05, rows), cost(0.05, rows))
             depths += chosen

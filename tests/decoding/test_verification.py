@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from gemma_mtp.decoding import (
     AutoDepth,
-    Confidence,
     FixedDepth,
     Progress,
     PromptLookup,
@@ -29,7 +28,7 @@ SOURCES = {
     "never": lambda output: OracleDrafts(PROMPT, output, 0.0),
     "always": lambda output: OracleDrafts(PROMPT, output, 1.0),
     "sometimes": lambda output: OracleDrafts(PROMPT, output, 0.6),
-    "lookup": lambda output: PromptLookup(min_match=1),
+    "lookup": lambda output: PromptLookup(),
 }
 
 
@@ -80,8 +79,7 @@ def test_repetitive_text_is_looked_up_and_accepted():
 class Free(OracleDrafts):
     """What costs nothing to ask."""
 
-    free = True
-    confidence = Confidence("free")
+    name, free = "free", True
 
 
 class FirstSource(FixedDepth):
@@ -95,8 +93,8 @@ class FirstSource(FixedDepth):
         self.rounds += 1
         return super().choose(offers, limit if self.rounds % 3 else 0)
 
-    def observe(self, confidence, asked, accepted):
-        self.told.append((confidence.source, asked, accepted))
+    def observe(self, source, sureness, right):
+        self.told.append((source, len(sureness), right))
 
 
 @pytest.mark.parametrize("right", [0.0, 1.0])

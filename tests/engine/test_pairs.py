@@ -52,19 +52,16 @@ class OftenRight:
     """Proposes what is to come, with a wrong token now and then; asks the engine too, so that its drafter runs."""
 
     def __init__(self, drafter: TrainedDrafter, text: Sequence[int]):
-        self._drafter, self._text, self.free = drafter, text, False
+        self._drafter, self._text, self.name, self.free = drafter, text, "often right", False
         self._rng = np.random.default_rng(0)
         self._at = -len(PROMPT)
-
-    @property
-    def confidence(self):
-        return self._drafter.confidence
 
     def propose(self, depth: int, ends: Ends | None = None) -> Draft:
         proposed = self._drafter.propose(depth, ends)
         assert all(0 <= token < 256 for token in proposed.tokens)
         coming = list(self._text[self._at : self._at + depth])
-        return Draft([token if self._rng.random() < 0.7 else (token + 1) % 256 for token in coming])
+        drafted = [token if self._rng.random() < 0.7 else (token + 1) % 256 for token in coming]
+        return Draft(drafted, [0] * len(drafted))
 
     def advance(self, tokens: Sequence[int]) -> None:
         self._at += len(tokens)
@@ -78,13 +75,9 @@ class Outcomes(Counter):
         outcomes = self
 
         class Watched:
-            free = False
+            name, free = "watched", False
             drafted = 0
             at = start
-
-            @property
-            def confidence(self):
-                return inner.confidence
 
             def propose(self, depth: int, ends: Ends | None = None) -> Draft:
                 draft = inner.propose(depth, ends)
