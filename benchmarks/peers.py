@@ -2,12 +2,13 @@
 
     python benchmarks/peers.py --llama-cpp DIR [--model FILE...] [--types q4_0 q8_0] [--repeats N] [--json OUT]
 
-DIR holds bin/llama-bench, bin/llama-batched-bench and bin/llama-completion. What is compared:
+DIR holds bin/llama-bench, bin/llama-batched-bench, bin/llama-completion and bin/llama-quantize. What is compared:
 
 decode        plain decoding: 64 tokens, drafting off; llama-bench -p 0 -n 64
 prompt        128 and 512 tokens; llama-bench -p 128,512 -n 0
 cost of T     seconds of a pass of T rows over those of one row; llama-batched-bench with T sequences (what verifying T
               rows costs there)
+a long text   decoding after 8,000 tokens over decoding after 100: passes in turns; llama-bench -p 0 -n 64 -d 100,8000
 first token   from the start of the process to the first character of the answer, file in the page cache;
               llama-completion --no-warmup
 memory        peak resident memory of the process that generated 64 tokens, mapped file included
@@ -28,7 +29,9 @@ from pathlib import Path
 
 PROMPT = "The capital of France is"
 WIDTHS = range(1, 9)
-CONTEXT = 4096
+LENGTHS = (100, 8000)
+CONTEXT = 4096  # but where a long text is measured
+A_LONG_TEXT = f"decode after {LENGTHS[1]} over {LENGTHS[0]}"
 OURS = [sys.executable, "-P", "-m", "gemma_mtp"]  # the installed package, not a checkout without its extension
 
 
@@ -36,7 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="gemma-mtp and llama.cpp side by side on one file.")
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="DIR", help="folder with bin/llama-bench")
     parser.add_argument("--model", nargs="+", default=["demo"], help="GGUF files (default: the demo model)")
-    parser.add_argument("--types", nargs="+", default=[], metavar="TYPE", help="also the demo, converted to these")
+    requantised = "also the demo, requantised to these by llama-quantize"
+    parser.add_argument("--types", nargs="+", default=[], metavar="TYPE", help=requantised)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
@@ -46,7 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.types:
             models.append(str(Path(folder) / f"demo-{kind}.gguf"))
-            output([*OURS, "convert", "demo", models[-1], "--type", kind])
+            quantize = str(args.llama_cpp / "bin" / "llama-quantize")
+            output([quantize, "--allow-requantize", demo_path(), models[-1], kind])
         for model in models:
             results.append(compare(model, args.llama_cpp / "bin", args.threads, args.repeats))
             print(table(results[-1]), end="\n\n", flush=True)
@@ -82,12 +87,16 @@ class GemmaMtp:
 
     def measure(self) -> dict[str, float]:
         common = ["-m", self.model, "-t", str(self.threads), "-c", str(CONTEXT)]
-        found = json.loads(output([*OURS, "bench", *common, "--repeats", "1", "--json"]))
+        after = [option for length in LENGTHS for option in ("--after", str(length))]
+        bench = [*OURS, "bench", *common[:-1], str(LENGTHS[-1] + 64), *after, "--repeats", "1", "--json"]
+        found = json.loads(output(bench))
+        seconds = list(found["pass_seconds_after"].values())
         run = [*OURS, "run", *common, "-p", PROMPT, "--draft", "off"]
         return {
             "decode tok/s": found["decode_tokens_per_second"],
             **{f"prompt {n} tok/s": rate for n, rate in found["prompt_tokens_per_second"].items()},
             **cost_curve({int(width): seconds for width, seconds in found["pass_seconds"].items()}),
+            A_LONG_TEXT: seconds[0] / seconds[1],
             "first token s": seconds_to_first_text([*run, "-n", "1"]),
             "peak memory MB": peak_megabytes([*run, "-n", "64"]),
         }
@@ -103,6 +112,9 @@ class LlamaCpp:
     def measure(self) -> dict[str, float]:
         bench = json.loads(output(self.command("llama-bench", "-p", "128,512", "-n", 64, "-r", 1, "-o", "json")))
         rates = {(entry["n_prompt"], entry["n_gen"]): entry["avg_ts"] for entry in bench}
+        depths = ",".join(map(str, LENGTHS))
+        long = json.loads(output(self.command("llama-bench", "-p", 0, "-n", 64, "-d", depths, "-r", 1, "-o", "json")))
+        after = {entry["n_depth"]: entry["avg_ts"] for entry in long}
         widths = ",".join(map(str, WIDTHS))
         settings = ("-c", CONTEXT, "-b", 512, "-ub", 512, "-npp", 64, "-ntg", 32, "-npl", widths)
         batched = output(self.command("llama-batched-bench", *settings, "--output-format", "jsonl"))
@@ -114,6 +126,7 @@ class LlamaCpp:
             "prompt 128 tok/s": rates[128, 0],
             "prompt 512 tok/s": rates[512, 0],
             **cost_curve({line["pl"]: line["t_tg"] for line in lines}),
+            A_LONG_TEXT: after[LENGTHS[1]] / after[LENGTHS[0]],
             "first token s": seconds_to_first_text([*run, "-n", "1"]),
             "peak memory MB": peak_megabytes([*run, "-n", "64"]),
         }
@@ -191,7 +204,7 @@ def table(result: dict) -> str:
         "|---|---|---|---|",
     ]
     for key in theirs:
-        digits = 2 if key.startswith(("C(", "first")) else 0
+        digits = 2 if key.startswith(("C(", "first", A_LONG_TEXT)) else 0
         lines.append(f"| {key} | {ours[key]:.{digits}f} | {theirs[key]:.{digits}f} | {ours[key] / theirs[key]:.2f} |")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,10 @@ def bench(
     kv: options.Kv = None,
     drafter_dtype: options.DrafterDtype = None,
     repeats: Annotated[int, typer.Option("--repeats", "-r", metavar="N", min=1, help="Medians of N.")] = 3,
+    after: Annotated[
+        list[int] | None,
+        typer.Option("--after", metavar="N", min=1, help="Also a pass of one row after N tokens.", show_default=False),
+    ] = None,
     mtp: Annotated[bool, typer.Option("--mtp", help="What drafting gains, on nine kinds of prompt.")] = False,
     tokens: Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", min=2, help="Of a text, with --mtp.")] = 128,
     plot: Annotated[
@@ -44,7 +49,8 @@ def bench(
     """Measure a model on this machine.
 
     Seconds of a pass that checks T = 1 to 16 tokens, and of a step of the drafter if there is one; prompt speed at 128
-    and 512 tokens, plain decode speed over 64 tokens; all medians; the peak memory of the process.
+    and 512 tokens, plain decode speed over 64 tokens; all medians; the peak memory of the process. --after 100 --after
+    8000: how a long text slows decoding down, from passes in turns.
 
     With --mtp, instead, for nine kinds of prompt, greedy and at temperature 1 with top-k 64 and top-p 0.95: acceptance
     at depths 1 to 3, with and without loops; the speed of automatic drafting over plain decoding, measured in turns;
@@ -69,18 +75,19 @@ def bench(
     if mtp:
         drafting_report.bench_drafting(loaded, tokens, repeats, plot, project, as_json)
         return
-    found = measure(loaded, repeats)
+    found = measure(loaded, repeats, after or [])
     print(json.dumps(found) if as_json else table(found))
 
 
-def measure(model: "Model", repeats: int) -> dict[str, Any]:
+def measure(model: "Model", repeats: int, after: Sequence[int] = ()) -> dict[str, Any]:
     """Every figure of this command: seconds by pass width, tokens per second, bytes."""
     from gemma_mtp import SamplingParams
-    from gemma_mtp.measuring.cost import measure_costs
+    from gemma_mtp.measuring.cost import measure_after, measure_costs
     from gemma_mtp.prompts import NINE_KINDS
 
     ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
     ids *= -(-max(PROMPT_LENGTHS) // len(ids))
+    long = measure_after(model, after, repeats)
     costs = measure_costs(model, WIDTHS, repeats)
     prompts: dict[int, list[float]] = {length: [] for length in PROMPT_LENGTHS}
     decodes: list[float] = []
@@ -97,6 +104,7 @@ def measure(model: "Model", repeats: int) -> dict[str, Any]:
         "pass_seconds": costs.passes,
         "prompt_tokens_per_second": {length: statistics.median(rates) for length, rates in prompts.items()},
         "decode_tokens_per_second": statistics.median(decodes),
+        "pass_seconds_after": long,
         "draft_step_seconds": costs.draft_step,
         "peak_memory_bytes": peak_memory(),
     }
@@ -126,6 +134,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"draft step {step * 1e3:7.2f} {step / one:10.3f}")
     lines.append("")
     lines += [f"prompt of {n:4}  {rate:7.1f} tokens/s" for n, rate in found["prompt_tokens_per_second"].items()]
+    lines += [f"a pass after {n:5} tokens {1e3 * after:7.2f} ms" for n, after in found["pass_seconds_after"].items()]
     lines.append(f"plain decoding  {found['decode_tokens_per_second']:7.1f} tokens/s")
     lines.append(f"peak memory     {found['peak_memory_bytes'] / 1e6:7.0f} MB")
     return "\n".join(lines)

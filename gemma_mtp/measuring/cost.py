@@ -5,16 +5,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from gemma_mtp.decoding.progress import PROMPT_CHUNK
 from gemma_mtp.decoding.sampling import SamplingParams
+from gemma_mtp.errors import SettingsError
 from gemma_mtp.model import Model
 from gemma_mtp.prompts import NINE_KINDS
 
 PROMPT = 64  # tokens before the pass that is timed
 TIMINGS = 8  # of each width, for one repeat
+STRETCH = 8  # passes between those after one text and those after another
 DRAFT = 4  # tokens of a draft that is timed
 
 
@@ -55,12 +58,33 @@ def measure_costs(model: Model, widths: Sequence[int], repeats: int) -> Costs:
     return Costs(medians, statistics.median(steps) if steps else None)
 
 
+def measure_after(model: Model, lengths: Sequence[int], repeats: int) -> dict[int, float]:
+    """Seconds of a pass of one row after so many tokens: medians of STRETCH * TIMINGS * repeats, lengths taking turns.
+    Raises SettingsError for a length that does not fit the context."""
+    if lengths and max(lengths) >= model.context:
+        raise SettingsError(f"A pass after {max(lengths)} tokens does not fit the context of {model.context}.")
+    ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
+    found: dict[int, list[float]] = {length: [] for length in lengths}
+    with ExitStack() as stack:
+        prompts = {length: (ids * -(-length // len(ids)))[:length] for length in found}
+        sequences = {length: stack.enter_context(_after_prompt(model, prompts[length])) for length in found}
+        for _ in range(TIMINGS * repeats):
+            for length, seconds in found.items():
+                for _ in range(STRETCH):
+                    start = time.perf_counter()
+                    model.engine.step(sequences[length], ids[:1], 1, SamplingParams())
+                    seconds.append(time.perf_counter() - start)
+                    model.engine.truncate(sequences[length], length)
+    return {length: statistics.median(seconds) for length, seconds in found.items()}
+
+
 @contextmanager
 def _after_prompt(model: Model, prompt: list[int]) -> Iterator[Any]:
     """A sequence of the engine's that holds a prompt."""
     sequence = model.engine.create()
     try:
-        model.engine.step(sequence, prompt, 1, SamplingParams())
+        for begin in range(0, len(prompt), PROMPT_CHUNK):
+            model.engine.step(sequence, prompt[begin : begin + PROMPT_CHUNK], 1, SamplingParams())
         yield sequence
     finally:
         model.engine.release(sequence)

@@ -62,9 +62,18 @@ def test_mtp_as_json_and_as_a_picture_say_the_same(tmp_path: Path) -> None:
     assert f"C(T)/C(1), 8: {over:.4g}" in shown
 
 
+def test_a_long_text_slows_decoding_down() -> None:
+    done = CliRunner().invoke(app, ["bench", "--json", "-r", "1", "-t", "2", "--after", "8", "--after", "3000"])
+    assert done.exit_code == 0, done.output
+    seconds = json.loads(done.output)["pass_seconds_after"]
+    assert list(seconds) == ["8", "3000"]
+    assert 0 < seconds["8"] < seconds["3000"]
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
+        (["bench", "-c", "512", "--after", "512"], "after 512 tokens does not fit the context of 512"),
         (["bench", "--plot", "out.svg"], "--plot is about what --mtp measures"),
         (["bench", "--project"], "--project is about what --mtp measures"),
         ([*MTP, "--project"], "give a model with a drafter"),
