@@ -86,12 +86,12 @@ class GemmaMtp:
         self.model, self.threads = model, threads
 
     def measure(self) -> dict[str, float]:
-        common = ["-m", self.model, "-t", str(self.threads), "-c", str(CONTEXT)]
+        common = ["-m", self.model, "-t", str(self.threads)]
         after = [option for length in LENGTHS for option in ("--after", str(length))]
-        bench = [*OURS, "bench", *common[:-1], str(LENGTHS[-1] + 64), *after, "--repeats", "1", "--json"]
+        bench = [*OURS, "bench", *common, "-c", str(LENGTHS[-1] + 64), *after, "--repeats", "1", "--json"]
         found = json.loads(output(bench))
         seconds = list(found["pass_seconds_after"].values())
-        run = [*OURS, "run", *common, "-p", PROMPT, "--draft", "off"]
+        run = [*OURS, "run", *common, "-c", str(CONTEXT), "-p", PROMPT, "--draft", "off"]
         return {
             "decode tok/s": found["decode_tokens_per_second"],
             **{f"prompt {n} tok/s": rate for n, rate in found["prompt_tokens_per_second"].items()},

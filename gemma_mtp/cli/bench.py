@@ -82,11 +82,10 @@ def bench(
 def measure(model: "Model", repeats: int, after: Sequence[int] = ()) -> dict[str, Any]:
     """Every figure of this command: seconds by pass width, tokens per second, bytes."""
     from gemma_mtp import SamplingParams
-    from gemma_mtp.measuring.cost import measure_after, measure_costs
+    from gemma_mtp.measuring.cost import measure_after, measure_costs, measured_text
     from gemma_mtp.prompts import NINE_KINDS
 
-    ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
-    ids *= -(-max(PROMPT_LENGTHS) // len(ids))
+    ids = measured_text(model, max(PROMPT_LENGTHS))
     long = measure_after(model, after, repeats)
     costs = measure_costs(model, WIDTHS, repeats)
     prompts: dict[int, list[float]] = {length: [] for length in PROMPT_LENGTHS}

@@ -186,10 +186,10 @@ class AutoDepth:
     def _take_in(self, done: Round) -> None:
         economy, drafting = self._economy, 0.0
         if done.source is not None and done.asked:
-            if self._plan.ends is not None and done.sureness:
+            if (ends := self._plan.ends) is not None and done.sureness:
                 economy.draft.measure(done.source, done.seconds_draft / len(done.sureness))
                 drafting = len(done.sureness) * economy.draft.seconds(done.source)
-                self._learn_further(done, drafting)
+                self._learn_further(done.source, ends, done, drafting)
             self._of(done.source).observe(done.sureness, done.right)
         rate = economy.rate
         if self._probing and rate is not None and done.asked:
@@ -245,20 +245,19 @@ class AutoDepth:
             bars.append(rate * seconds)
         return bars[::-1]
 
-    def _learn_further(self, done: Round, drafting: float) -> None:
+    def _learn_further(self, source: str, ends: Ends, done: Round, drafting: float) -> None:
         """What later tokens of a draft that was asked for added: what was expected of them, rather than what came true,
         for that says the same with less noise."""
-        ends, rate = self._plan.ends, self._economy.rate
-        if done.source is None or ends is None or rate is None:
-            return
+        rate = self._economy.rate
+        assert rate is not None, "nothing is asked for before anything was timed"
         together, expected, bar = 1.0, 0.0, float(ends.keep[0])
         for depth, level in enumerate(done.sureness[: done.drafted]):
             together *= float(ends.acceptance[depth, level])
             expected += together
         first = max(0.0, float(ends.acceptance[0, done.sureness[0]]) - bar) - rate * drafting / len(done.sureness)
         gain = expected - rate * (self._economy.more(done.drafted) + drafting)
-        before = self._further.get(done.source, 0.0)
-        self._further[done.source] = before + (1 - self.FURTHER_DECAY) * (gain - first - before)
+        before = self._further.get(source, 0.0)
+        self._further[source] = before + (1 - self.FURTHER_DECAY) * (gain - first - before)
 
     def _of(self, source: str) -> Acceptance:
         if source not in self._acceptance:

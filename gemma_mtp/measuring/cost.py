@@ -39,14 +39,20 @@ class Costs:
         return None if self.draft_step is None else self.draft_step / self.passes[1]
 
 
+def measured_text(model: Model, tokens: int) -> list[int]:
+    """At least so many tokens: the nine prompts, again and again where they do not suffice."""
+    ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
+    return ids * max(1, -(-tokens // len(ids)))
+
+
 def measure_costs(model: Model, widths: Sequence[int], repeats: int) -> Costs:
     """Medians of TIMINGS * repeats, widths taking turns; of the widths (1 among them) those that the engine runs."""
-    ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
+    ids = measured_text(model, PROMPT)
     passes: dict[int, list[float]] = {rows: [] for rows in widths if rows <= model.engine.max_depth + 1}
     steps: list[float] = []
     with _after_prompt(model, ids[:PROMPT]) as sequence:
         for turn in range(TIMINGS * repeats + 1):
-            taken = {rows: _seconds_of_pass(model, sequence, ids[:rows]) for rows in passes}
+            taken = {rows: _seconds_of_pass(model, sequence, PROMPT, ids[:rows]) for rows in passes}
             step = _seconds_of_draft_step(model, sequence, ids[0]) if model.engine.drafts else None
             if turn == 0:  # in which memory is touched for the first time
                 continue
@@ -63,18 +69,13 @@ def measure_after(model: Model, lengths: Sequence[int], repeats: int) -> dict[in
     Raises SettingsError for a length that does not fit the context."""
     if lengths and max(lengths) >= model.context:
         raise SettingsError(f"A pass after {max(lengths)} tokens does not fit the context of {model.context}.")
-    ids = model.tokenize("\n\n".join(NINE_KINDS.values()))
+    ids = measured_text(model, max(lengths, default=0))
     found: dict[int, list[float]] = {length: [] for length in lengths}
     with ExitStack() as stack:
-        prompts = {length: (ids * -(-length // len(ids)))[:length] for length in found}
-        sequences = {length: stack.enter_context(_after_prompt(model, prompts[length])) for length in found}
+        sequences = {length: stack.enter_context(_after_prompt(model, ids[:length])) for length in found}
         for _ in range(TIMINGS * repeats):
             for length, seconds in found.items():
-                for _ in range(STRETCH):
-                    start = time.perf_counter()
-                    model.engine.step(sequences[length], ids[:1], 1, SamplingParams())
-                    seconds.append(time.perf_counter() - start)
-                    model.engine.truncate(sequences[length], length)
+                seconds += [_seconds_of_pass(model, sequences[length], length, ids[:1]) for _ in range(STRETCH)]
     return {length: statistics.median(seconds) for length, seconds in found.items()}
 
 
@@ -90,11 +91,11 @@ def _after_prompt(model: Model, prompt: list[int]) -> Iterator[Any]:
         model.engine.release(sequence)
 
 
-def _seconds_of_pass(model: Model, sequence: Any, tokens: list[int]) -> float:
-    """Of a pass that checks these tokens after the prompt, sampling after each, as a round does."""
+def _seconds_of_pass(model: Model, sequence: Any, length: int, tokens: list[int]) -> float:
+    """Of a pass that checks these tokens after a sequence of that length, sampling after each, as a round does."""
     start = time.perf_counter()
     model.engine.step(sequence, tokens, len(tokens), SamplingParams())
-    model.engine.truncate(sequence, PROMPT)
+    model.engine.truncate(sequence, length)
     return time.perf_counter() - start
 
 
