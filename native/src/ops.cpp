@@ -8,6 +8,9 @@
 namespace gmtp {
 namespace {
 
+// Where a position lies in the chunk that begins at `base`; its nearer end for one outside.
+int within(int64_t position, int64_t base) { return static_cast<int>(std::clamp<int64_t>(position - base, 0, kChunkPositions)); }
+
 const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
 }  // namespace
@@ -160,17 +163,16 @@ void AttendOp::prepare(const Pass& pass) {
 
 AttendOp::Unit AttendOp::unit(int64_t i) const {
     const auto count = static_cast<int64_t>(tiles.size());
-    const int64_t slice = i % slices(), tile = i / slices() % count, h0 = slice * step();
-    return {tiles[tile], i / slices() / count, h0, std::min(step(), group() - h0)};
+    const int64_t first = i % slices() * step(), tile = i / slices() % count, kv_head = i / slices() / count;
+    return {tiles[tile], kv_head, kv_head * group() + first, std::min(step(), group() - first)};
 }
 
 KvChunk AttendOp::chunk(const Pass& pass, const Unit& u, int64_t index) const {
     const KvCache& cache = *pass.cache;
     const int64_t base = index * kChunkPositions;
-    const auto within = [&](int64_t position) { return static_cast<int>(std::clamp<int64_t>(position - base, 0, kChunkPositions)); };
     KvChunk found{};
-    found.begin = within(first_seen(pass.positions[u.tile.row]));
-    found.end = within(past_seen(pass.positions[u.tile.row + u.tile.rows - 1]));
+    found.begin = within(first_seen(pass.positions[u.tile.row]), base);
+    found.end = within(past_seen(pass.positions[u.tile.row + u.tile.rows - 1]), base);
     for (int p = found.begin / kPagePositions; p * kPagePositions < found.end; p++) {
         found.keys[p] = cache.keys(u.tile.segment->sequence, layer, u.kv_head, base + p * kPagePositions);
         found.values[p] = cache.values(u.tile.segment->sequence, layer, u.kv_head, base + p * kPagePositions);
@@ -180,7 +182,7 @@ KvChunk AttendOp::chunk(const Pass& pass, const Unit& u, int64_t index) const {
 
 void AttendOp::attend(const Run& r, const Unit& u, int64_t index, const KvChunk& chunk, Partial* partial, float* result) const {
     const int64_t base = index * kChunkPositions, dim = shape.head_dim;
-    const int queries = u.tile.rows * static_cast<int>(u.n);
+    const int queries = u.queries();
     if (chunk.begin >= chunk.end) {
         for (int i = 0; i < queries; i++) partial[i] = {-std::numeric_limits<float>::infinity(), 0};
         return;
@@ -189,10 +191,9 @@ void AttendOp::attend(const Run& r, const Unit& u, int64_t index, const KvChunk&
     int first[kMaxQueries], last[kMaxQueries];
     for (int t = 0; t < u.tile.rows; t++) {
         const int64_t position = r.pass.positions[u.tile.row + t];
-        const auto from = std::clamp<int64_t>(first_seen(position) - base, 0, kChunkPositions);
-        const auto to = std::clamp<int64_t>(past_seen(position) - base, 0, kChunkPositions);
-        for (int64_t h = 0; h < u.n; h++) first[t * u.n + h] = static_cast<int>(from), last[t * u.n + h] = static_cast<int>(to);
-        const float* head = row(*q, u.tile.row + t) + (u.kv_head * group() + u.h0) * dim;
+        const int from = within(first_seen(position), base), to = within(past_seen(position), base);
+        for (int64_t h = 0; h < u.n; h++) first[t * u.n + h] = from, last[t * u.n + h] = to;
+        const float* head = row(*q, u.tile.row + t) + u.head * dim;
         for (int64_t h = 0; h < u.n; h++)
             for (int64_t d = 0; d < dim; d++) mine.q[d * queries + t * u.n + h] = head[h * dim + d] * factor;
     }
@@ -214,8 +215,8 @@ void AttendOp::run(const Run& r) const {
                 fetch(now, chunk(r.pass, unit((piece + 1) % count), first_chunk + (piece + 1) / count));
             Partial partial[kMaxQueries];
             attend(r, u, index, now, partial, mine.out.data());
-            for (int i = 0; i < u.tile.rows * u.n; i++) {
-                const size_t at = place(u.tile.row + i / u.n, u.kv_head * group() + u.h0 + i % u.n, index);
+            for (int i = 0; i < u.queries(); i++) {
+                const size_t at = place(u.row_of(i), u.head_of(i), index);
                 parts->partials[at] = partial[i];
                 if (partial[i].total > 0) std::memcpy(&parts->results[at * dim], &mine.out[i * dim], dim * sizeof(float));
             }
@@ -224,9 +225,9 @@ void AttendOp::run(const Run& r) const {
     }
     r.each_piece(count, [&](int64_t piece) {
         const Unit u = unit(piece);
-        const int queries = u.tile.rows * static_cast<int>(u.n);
+        const int queries = u.queries();
         const int64_t last = (past_seen(r.pass.positions[u.tile.row + u.tile.rows - 1]) + kChunkPositions - 1) / kChunkPositions;
-        const auto result = [&](int i) { return row(*out, u.tile.row + i / u.n) + (u.kv_head * group() + u.h0 + i % u.n) * dim; };
+        const auto result = [&](int i) { return row(*out, u.row_of(i)) + u.head_of(i) * dim; };
         Partial partial[kMaxQueries], running[kMaxQueries];
         for (int i = 0; i < queries; i++) {
             running[i] = {-std::numeric_limits<float>::infinity(), 0};
@@ -241,9 +242,9 @@ void AttendOp::run(const Run& r) const {
                 if (partial[i].total > 0) r.layer.merge(&running[i], result(i), &partial[i], &mine.out[i * dim], dim);
         }
         for (int i = 0; i < queries; i++) {
-            const int64_t at = u.tile.row + i / u.n, column = (u.kv_head * group() + u.h0 + i % u.n) * dim;
-            if (running[i].total > 0) r.layer.scale(row(*out, at) + column, dim, 1.0f / running[i].total);
-            r.wrote(*out, at, column, column + dim);
+            if (running[i].total > 0) r.layer.scale(result(i), dim, 1.0f / running[i].total);
+            const int64_t column = u.head_of(i) * dim;
+            r.wrote(*out, u.row_of(i), column, column + dim);
         }
     });
 }

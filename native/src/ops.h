@@ -108,7 +108,13 @@ struct AttendOp : Op {
     int64_t behind;
 
     struct Tile { const Segment* segment; int row, rows; };        // consecutive rows of one segment
-    struct Unit { Tile tile; int64_t kv_head, h0, n; };            // of its rows, heads [h0, h0 + n) of a KV head's group
+    struct Unit {                                                  // of its rows, heads [head, head + n), of a KV head's group
+        Tile tile;
+        int64_t kv_head, head, n;
+        int queries() const { return tile.rows * static_cast<int>(n); }
+        int64_t row_of(int query) const { return tile.row + query / n; }
+        int64_t head_of(int query) const { return head + query % n; }
+    };
     std::shared_ptr<AttendParts> parts;
     mutable std::vector<Tile> tiles;
     mutable int64_t first_chunk = 0, chunks = 0;                    // that any row sees
